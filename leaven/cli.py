@@ -1,0 +1,234 @@
+"""The command line: every command is a thin layer over the Python function of the same name.
+
+Exit codes: 0 done; 1 done, but more documents failed than the plan allows; 2 something to mend, said in one
+line; 3 stopped for now (server gone, budget spent, disk full), run again to go on; 130 Ctrl+C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import leaven
+from leaven.errors import Stopped, UsageError
+
+if TYPE_CHECKING:
+    from leaven.run import Estimate, Result
+
+app = typer.Typer(
+    help="Raise a small corpus into a large one, and show that it helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+PlanArgument = Annotated[Path, typer.Argument(help="the plan file (YAML)")]
+
+
+def main() -> None:
+    """Entry point: turns the package's two kinds of failure into one line and an exit code."""
+    try:
+        app()
+    except UsageError as error:
+        _fail(str(error), 2)
+    except Stopped as error:
+        _fail(f"stopped: {error}", 3)
+    except KeyboardInterrupt:
+        _fail("interrupted; everything received is kept, run the same command again to go on", 130)
+
+
+def _fail(line: str, code: int) -> None:
+    print(f"leaven: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(leaven.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    plan: PlanArgument,
+    to: Annotated[str, typer.Option(help="last stage to run: corpus, generate or clean")] = "clean",
+) -> None:
+    """Run a plan, or go on with it: everything done is skipped, every stored answer reused."""
+    from rich.console import Console
+
+    from leaven.plan import load_plan
+    from leaven.run import run as run_plan
+
+    _finish(run_plan(load_plan(plan), to=to, console=Console()))
+
+
+@app.command("plan")
+def plan_(
+    plan: PlanArgument,
+    probe: Annotated[int, typer.Option(help="really expand this many documents first (their answers are kept)")] = 0,
+) -> None:
+    """Say what a run will ask for and cost. Sends nothing, unless a probe is asked for."""
+    from rich.console import Console
+
+    from leaven.plan import load_plan
+    from leaven.run import estimate
+
+    console = Console()
+    _print_estimate(estimate(load_plan(plan), probe=probe, console=console), console)
+
+
+@app.command()
+def generate(
+    method: Annotated[str, typer.Argument(help="a method; see `leaven methods`")],
+    corpus: Annotated[str, typer.Argument(help="documents: file, folder, glob or URL")],
+    model: Annotated[str, typer.Option(help="NAME@URL of an OpenAI-compatible server, a checkpoint folder, or a recording (.jsonl)")],
+    out: Annotated[Path, typer.Option(help="run folder to write")],
+    option: Annotated[list[str] | None, typer.Option(help="option of the method as YAML, e.g. 'triples: 20'")] = None,
+) -> None:
+    """Apply one method to documents without writing a plan."""
+    from rich.console import Console
+
+    from leaven.plan import resolve
+    from leaven.run import run as run_plan
+
+    value = {
+        "name": out.name, "documents": {"path": corpus}, "model": _model(model), "out": out,
+        "answers": out.parent / "answers", "generate": [{method: _options(option)}],
+    }  # fmt: skip
+    _finish(run_plan(resolve(value, Path(), "command line"), to="generate", console=Console()))
+
+
+@app.command()
+def clean(
+    written: Annotated[list[Path], typer.Argument(help="folders that `leaven generate` or `run` wrote")],
+    sources: Annotated[Path, typer.Option(help="the corpus folder they were written from")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    filter: Annotated[list[str], typer.Option(help="a filter as YAML, in order, e.g. 'copying: {max_share: 0.3}'")],
+) -> None:
+    """Filter written documents; rejects are kept with their reason."""
+    import yaml
+
+    from leaven.clean import clean as clean_stage
+    from leaven.clean import parse_filters
+    from leaven.corpus.tokens import load_tokenizer
+
+    filters = parse_filters([yaml.safe_load(item) for item in filter], Path(), "command line")
+    count = load_tokenizer(str(sources / "tokenizer.json")).count
+    manifest = clean_stage(written, sources, out, filters, count_tokens=count)
+    counts = manifest["counts"]
+    print(f"read {counts['read']:,} = kept {counts['kept']:,} + rejected {counts['rejected']:,}")
+    for reason, number in manifest["reasons"].items():
+        print(f"  {number:>8,}  {reason}")
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    pairs: Annotated[int, typer.Option(help="print this many sources, each beside one child")] = 0,
+) -> None:
+    """Say what happened in a run: counts that add up, reasons, tokens, money."""
+    from rich.console import Console
+
+    from leaven.show import show as show_run
+
+    show_run(run, Console(), pairs=pairs)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, their papers' titles and their options."""
+    from rich.console import Console
+
+    from leaven.generate import load_method, method_names
+
+    console = Console()
+    for name in method_names():
+        method = load_method(name)
+        console.print(f"[bold]{name}[/bold]  {method.title}", highlight=False)
+        for option, field in method.Config.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            console.print(f"    {option}: {default!r}", markup=False, highlight=False)
+        console.print(f"    steps: {', '.join(method.steps)}", markup=False, highlight=False)
+
+
+def _finish(result: Result) -> None:
+    from rich.console import Console
+
+    from leaven.show import show as show_run
+
+    show_run(result.folder, Console())
+    for line in result.too_many_failed:
+        print(f"leaven: {line}", file=sys.stderr)
+    if result.too_many_failed:
+        raise typer.Exit(1)
+
+
+def _model(text: str) -> dict[str, Any]:
+    """The `model` section that a short form on the command line stands for."""
+    if "@http" in text:
+        name, _, url = text.partition("@")
+        return {"backend": "openai", "name": name, "url": url}
+    path = Path(text)
+    if path.is_dir():
+        return {"backend": "transformers", "path": path}
+    if path.suffix == ".jsonl":
+        return {"backend": "replay", "path": path}
+    raise UsageError(f"--model {text!r}: give NAME@URL, a checkpoint folder, or a recording ending in .jsonl")
+
+
+def _options(items: list[str] | None) -> dict[str, Any]:
+    import yaml
+
+    options: dict[str, Any] = {}
+    for item in items or []:
+        try:
+            value = yaml.safe_load(item)
+        except yaml.YAMLError:
+            value = None
+        if not isinstance(value, dict):
+            raise UsageError(f"--option {item!r}: must be 'name: value'")
+        options |= value
+    return options
+
+
+def _print_estimate(found: Estimate, console: Any) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{found.documents:,} documents, {found.corpus_tokens:,} tokens")
+    for column in ("step", "already stored", "requests", "prompt tokens", "cacheable", "completion tokens", "lengths from"):
+        table.add_column(column, justify="left" if column in ("step", "lengths from") else "right")
+    requests = prompt = cached = completion = 0
+    for (method, step), one in found.steps.items():
+        source = f"{one.observed:,} answers" if one.observed else "typical"
+        usage = one.usage
+        table.add_row(
+            f"{method}/{step}", f"{one.stored:,}", f"{one.requests:,}", f"{usage.prompt:,}",
+            f"{usage.cached / usage.prompt:.0%}" if usage.prompt else "", f"{usage.completion:,}",
+            source if one.requests else "",
+        )  # fmt: skip
+        requests, prompt = requests + one.requests, prompt + usage.prompt
+        cached, completion = cached + usage.cached, completion + usage.completion
+    table.add_section()
+    share = f"{cached / prompt:.0%}" if prompt else ""
+    table.add_row("to be sent", "", f"{requests:,}", f"{prompt:,}", share, f"{completion:,}", "")
+    console.print(table)
+    if found.money is not None:
+        console.print(f"money: {found.money:,.2f} {found.currency} at the prices of {found.prices_as_of}", highlight=False)
+    else:
+        console.print("money: unknown; name your price file under 'prices' in the plan", highlight=False)
+    if found.tokens_per_second:
+        hours = completion / found.tokens_per_second / 3600
+        rate = f"{found.tokens_per_second:,.0f} completion tokens/s, as in the probe"
+        console.print(f"time: {hours:,.2f} hours at {rate}", highlight=False)
+    else:
+        console.print("time: unknown; --probe 5 asks for five documents and measures the rate", highlight=False)

@@ -1,0 +1,134 @@
+"""Tell what a run will ask and use, by rehearsing it with stand-in answers and sending nothing.
+
+The method itself runs over the corpus with a `Rehearsal` in the model's place, so the estimate follows the
+method's own logic (waves, corrections, judge calls) and needs no second description of it. A request whose
+answer is already stored costs nothing. Any other gets a stand-in: real stored answers of the same method,
+step and turn, taken in rotation (so that numbers of entities, failed JSON, scores and lengths are those
+seen), or, before there are any, an answer made from the schema and the step's typical length.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from leaven.lm.ask import Step
+from leaven.lm.base import Answer, Backend, Request, Usage
+from leaven.lm.control import Gate
+from leaven.lm.store import ResponseStore, Seen
+
+TYPICAL_ITEMS = 16  # entities of the recorded stories
+
+
+@dataclass
+class StepEstimate:
+    """What one step of one method will ask for.
+
+    Args:
+        stored: requests whose answers are already there.
+        requests: requests to be sent; `usage` is theirs, `cached` the share of it that follows an
+            earlier request about the same document.
+        observed: stored answers that the lengths are taken from; 0 means typical lengths.
+    """
+
+    stored: int = 0
+    requests: int = 0
+    usage: Usage = field(default_factory=Usage)
+    observed: int = 0
+
+
+class Rehearsal:
+    """Stands in for a `LanguageModel` and counts.
+
+    Args:
+        tokens_per_character: of prompts, where no stored answer tells the server's own count.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: ResponseStore,
+        steps: Mapping[str, Mapping[str, Step]],
+        *,
+        tokens_per_character: float,
+    ) -> None:
+        self.backend, self.name = backend, backend.model
+        self.gate = Gate(backend.concurrency)
+        self.estimates: dict[tuple[str, str], StepEstimate] = defaultdict(StepEstimate)
+        self._store, self._steps = store, steps
+        self._tokens_per_character = tokens_per_character
+        self._seen: dict[tuple[str, str, int], list[Seen]] = defaultdict(list)
+        for seen in store.seen(backend.identity):
+            self._seen[(seen.method, seen.step, seen.turns)].append(seen)
+        self._rotation: dict[tuple[str, str, int], Iterator[Seen]] = {
+            group: itertools.cycle(found) for group, found in self._seen.items()
+        }
+        every = [seen for found in self._seen.values() for seen in found if seen.characters > 200]
+        if every:
+            sent = sum(seen.characters for seen in every)
+            self._tokens_per_character = sum(seen.answer.usage.prompt for seen in every) / sent
+        self._asked: set[str] = set()
+        self._warm: set[str] = set()
+
+    async def answer(self, request: Request, priority: int = 0) -> tuple[str, Answer]:
+        """A stored answer, or a stand-in that is counted."""
+        key = request.key(self.backend.identity)
+        origin = request.origin
+        estimate = self.estimates[(origin.method, origin.step)]
+        stored = self._store.find(key, request.sampling.max_tokens)
+        if stored is not None:
+            estimate.stored += 1
+            return key, stored
+        answer = self._stand_in(request)
+        if key not in self._asked:
+            self._asked.add(key)
+            estimate.requests += 1
+            estimate.observed = len(self._seen.get(_group(request), ()))
+            estimate.usage = estimate.usage + self._usage(request, answer)
+        return key, answer
+
+    def _usage(self, request: Request, answer: Answer) -> Usage:
+        characters = sum(len(content) for _, content in request.messages)
+        prompt = round(characters * self._tokens_per_character)
+        cached = 0
+        if request.origin.document in self._warm:
+            cached = round(request.shared * self._tokens_per_character)
+        self._warm.add(request.origin.document)
+        return Usage(prompt, cached, answer.usage.completion)
+
+    def _stand_in(self, request: Request) -> Answer:
+        rotation = self._rotation.get(_group(request))
+        if rotation is not None:
+            return next(rotation).answer
+        step = self._steps[request.origin.method][request.origin.step]
+        document_tokens = request.shared * self._tokens_per_character
+        tokens = min(step.max_tokens, round(step.typical_tokens + step.typical_ratio * document_tokens))
+        if request.schema is not None:
+            text = orjson.dumps(_example(request.schema, request.schema)).decode()
+        else:
+            text = "word " * max(1, round(tokens / self._tokens_per_character / 5))
+        return Answer(text, "stop", Usage(0, 0, tokens, estimated=True))
+
+
+def _group(request: Request) -> tuple[str, str, int]:
+    return request.origin.method, request.origin.step, len(request.messages)
+
+
+def _example(schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """The simplest value that a JSON schema of ours accepts, with lists of a typical length."""
+    if "$ref" in schema:
+        return _example(root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root)
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: _example(field, root) for name, field in schema.get("properties", {}).items()}
+    if kind == "array":
+        items = [_example(schema["items"], root) for _ in range(TYPICAL_ITEMS)]
+        return [f"{item} {i}" if isinstance(item, str) else item for i, item in enumerate(items)]
+    if kind in ("integer", "number"):
+        return schema.get("maximum", schema.get("minimum", 1))
+    return "typical"

@@ -1,0 +1,221 @@
+"""A local checkpoint in this process, batched: for small models, tests and machines without a server.
+
+Requests that arrive together are drawn together: one `generate` call serves up to `batch_size` requests
+of equal sampling. A tokenizer with a chat template is used as a chat model, one without as a base model.
+The checkpoint is identified by the contents of its files, not by its path: a retrained model at the same
+place never returns the old one's answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from leaven.config import PlanPath
+from leaven.errors import UsageError
+from leaven.lm.base import Answer, Refused, Request, Sampling, Usage
+
+
+class Config(BaseModel):
+    """A checkpoint that `transformers` can load.
+
+    Args:
+        path: its folder.
+        name: shown as the model of every row; by default the folder's name.
+        batch_size: most requests drawn in one call.
+        device: as torch names it; None takes a GPU where there is one.
+        dtype: ``auto`` is the checkpoint's own.
+        seed: of the sampling; one batch is one draw, so rows are reproducible only with the store.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    backend: Literal["transformers"] = "transformers"
+    path: PlanPath
+    name: str | None = None
+    batch_size: int = Field(32, ge=1)
+    device: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    seed: int = 0
+
+    def open(self) -> Transformers:
+        return Transformers(self)
+
+
+@dataclass(slots=True)
+class _Job:
+    tokens: list[int]
+    sampling: Sampling
+    done: asyncio.Future[Answer]
+
+
+class Transformers:
+    """See `Config`."""
+
+    paid = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.model = config.name or config.path.name
+        self.identity = f"transformers {_hash(config.path)} seed {config.seed}"
+        self.concurrency = 2 * config.batch_size  # the next batch forms while one is drawn
+        self._jobs: list[_Job] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="leaven-transformers")
+        self._loop_task: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()
+        self._loaded = False
+
+    async def generate(self, request: Request) -> Answer:
+        """Join the next batch; the checkpoint is loaded at the first request."""
+        if not self._loaded:
+            self._load()
+            self._loaded = True
+        tokens = self._encode(request)
+        if len(tokens) >= self._context:
+            raise Refused(
+                f"{self.model}: the prompt has {len(tokens)} tokens, the model's context is {self._context}"
+            )
+        job = _Job(tokens, request.sampling, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self._arrived.set()
+        if self._loop_task is None:
+            self._loop_task = asyncio.create_task(self._serve())
+        return await job.done
+
+    async def close(self) -> None:
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _load(self) -> None:
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise UsageError(
+                f"the transformers backend needs pip install 'leaven[train]' ({error})"
+            ) from error
+        device = self.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.config.path, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.config.path, dtype=self.config.dtype, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(f"checkpoint {self.config.path}: {str(error).splitlines()[0]}") from error
+        self._tokenizer: Any = tokenizer
+        self._model: Any = model.to(device).eval()
+        self._context = int(
+            getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        )
+        stop = model.generation_config.eos_token_id or tokenizer.eos_token_id
+        self._stop = {stop} if isinstance(stop, int) else set(stop or ())
+        self._pad = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self._stop), 0)
+        )
+        torch.manual_seed(self.config.seed)
+
+    def _encode(self, request: Request) -> list[int]:
+        if self._tokenizer.chat_template:
+            messages = [{"role": role, "content": content} for role, content in request.messages]
+            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(self._tokenizer.encode("\n\n".join(content for _, content in request.messages)))
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            # Requests of one document arrive in one turn of the loop: let them all come in first.
+            await asyncio.sleep(0.001)
+            jobs = self._take()
+            if not jobs:
+                self._arrived.clear()
+                continue
+            try:
+                answers = await loop.run_in_executor(self._thread, self._draw, jobs)
+            except Exception as error:  # a failed batch fails its requests, not the loop
+                for job in jobs:
+                    if not job.done.done():
+                        job.done.set_exception(error)
+                continue
+            for job, answer in zip(jobs, answers, strict=True):
+                if not job.done.done():
+                    job.done.set_result(answer)
+
+    def _take(self) -> list[_Job]:
+        """Up to `batch_size` waiting jobs that can be drawn together, oldest first."""
+        jobs = [job for job in self._jobs if not job.done.done()]
+        batch = [job for job in jobs if self._alike(job) == self._alike(jobs[0])][: self.config.batch_size]
+        chosen = set(map(id, batch))
+        self._jobs = [job for job in jobs if id(job) not in chosen]
+        return batch
+
+    def _alike(self, job: _Job) -> tuple[Sampling, int]:
+        """Jobs that agree in this can share a batch: nobody is cut short by a neighbour's long prompt."""
+        return job.sampling, min(job.sampling.max_tokens, self._context - len(job.tokens))
+
+    def _draw(self, jobs: list[_Job]) -> list[Answer]:
+        """One `generate` call; prompts are padded on the left to shape (batch, longest prompt)."""
+        import torch
+
+        sampling = jobs[0].sampling
+        longest = max(len(job.tokens) for job in jobs)
+        new_tokens = self._alike(jobs[0])[1]
+        rows = [[self._pad] * (longest - len(job.tokens)) + job.tokens for job in jobs]
+        mask = [[0] * (longest - len(job.tokens)) + [1] * len(job.tokens) for job in jobs]
+        options: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            options = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
+        if sampling.stop:
+            options |= {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
+        device = self._model.device
+        with torch.inference_mode():
+            drawn = self._model.generate(
+                input_ids=torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                max_new_tokens=new_tokens,
+                pad_token_id=self._pad,
+                **options,
+            )
+        return [
+            self._answer(job, completion, new_tokens)
+            for job, completion in zip(jobs, drawn[:, longest:].tolist(), strict=True)
+        ]
+
+    def _answer(self, job: _Job, completion: list[int], limit: int) -> Answer:
+        end = next((i for i, token in enumerate(completion) if token in self._stop), None)
+        kept = completion if end is None else completion[:end]
+        text = self._tokenizer.decode(kept, skip_special_tokens=True)
+        finish = "length" if end is None and len(completion) >= limit else "stop"
+        for string in job.sampling.stop:
+            if string in text:
+                text, finish = text.split(string)[0], "stop"
+        return Answer(text, finish, Usage(len(job.tokens), 0, len(kept)))
+
+
+def _hash(folder: Path) -> str:
+    """Hash of everything in a checkpoint folder that decides what the model writes."""
+    import xxhash
+
+    if not folder.is_dir():
+        raise UsageError(
+            f"checkpoint {folder}: no such folder (models are not downloaded; give a local path)"
+        )
+    digest = xxhash.xxh3_128()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()

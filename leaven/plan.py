@@ -1,0 +1,165 @@
+"""The plan file: one YAML that says what goes in, which model writes, by which methods, what is kept.
+
+    name: stories
+    documents: {path: documents.jsonl}
+    model: {backend: openai, name: my-model, url: http://127.0.0.1:8000/v1}
+    generate:
+      - rephrase: {styles: [easy, qa]}
+      - mga
+      - entigraph: {triples: 50, steps: {pair: {temperature: 0.7}}}
+    clean: [boilerplate, copying, {length: {min_words: 30}}, near_duplicates]
+
+Paths are relative to the plan file, so that a plan means the same wherever it is started from. Every
+mistake is reported as one line with the file, the field and the fix, before anything is written or sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from leaven.clean import Filter, parse_filters
+from leaven.config import PlanPath, validated
+from leaven.corpus.read import Input
+from leaven.errors import UsageError
+from leaven.generate import load_method
+from leaven.generate._runner import Job
+from leaven.lm import ModelConfig
+from leaven.lm.ask import StepOverride, override
+
+Item = str | dict[str, dict[str, Any] | None]
+
+
+class Budget(BaseModel):
+    """Hard caps on what the model may be asked for, over all sessions of the run.
+
+    Args:
+        tokens: prompt and completion tokens together.
+        money: in the price file's currency; needs `prices`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tokens: int | None = Field(None, ge=1)
+    money: float | None = Field(None, gt=0)
+
+
+class PlanFile(BaseModel):
+    """The plan as written.
+
+    Args:
+        name: of the run; its folder is ``runs/<name>`` beside the plan unless `out` says otherwise.
+        tokenizer: tokenizer.json, checkpoint folder or hub name to count tokens with; None trains a BPE on
+            the corpus itself.
+        chunk_tokens: split longer documents when the corpus is built.
+        shards: Parquet files of the corpus; None decides by size.
+        answers: folder of the response store; it belongs to the project and outlives runs.
+        prices: the user's own dated price file.
+        max_failed: highest share of documents from which nothing could be written before the run ends
+            with a non-zero exit code.
+        generate: methods in order; an item is a name or ``{name: options}``. Beside the method's own
+            options: `steps` (overrides by step), `chunk_tokens` (for this method only), `name` (of the stage
+            folder, when a method is used twice).
+        clean: filters in order; an item is a name or ``{name: options}``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(pattern=r"^[\w.-]+$")
+    documents: Input
+    tokenizer: str | None = None
+    chunk_tokens: int | None = Field(None, ge=16)
+    shards: int | None = Field(None, ge=1)
+    model: ModelConfig | None = None
+    prices: PlanPath | None = None
+    budget: Budget = Budget()
+    out: PlanPath | None = None
+    answers: PlanPath = Field(Path("answers"), validate_default=True)
+    max_failed: float = Field(0.1, ge=0, le=1)
+    generate: tuple[Item, ...] = ()
+    clean: tuple[Item, ...] = ()
+
+
+class _Entry(BaseModel):
+    """What every entry under `generate` may say beside the method's options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    chunk_tokens: int | None = Field(None, ge=16)
+    steps: dict[str, StepOverride] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GenerateStage:
+    """One resolved entry under `generate`."""
+
+    name: str
+    job: Job
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan, checked and resolved: every name found, every option validated, every path anchored."""
+
+    file: PlanFile
+    folder: Path
+    generate: tuple[GenerateStage, ...]
+    clean: tuple[Filter, ...]
+
+
+def load_plan(path: Path) -> Plan:
+    """Read and check a plan file.
+
+    Raises:
+        UsageError: one line naming the file, the field and the fix.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"plan {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"plan {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"plan {path}: must be a mapping with at least 'name' and 'documents'")
+    return resolve(value, path.parent, f"plan {path}")
+
+
+def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
+    """A plan from a mapping; relative paths in it start at `base`."""
+    file = validated(PlanFile, value, where, base)
+    if file.generate and file.model is None:
+        raise UsageError(f"{where}: 'generate' needs a 'model' (backend openai, transformers or replay)")
+    generate = _generate_stages(file.generate, base, where)
+    clean = parse_filters(file.clean, base, f"{where}: clean")
+    return Plan(file, file.out or base / "runs" / file.name, tuple(generate), tuple(clean))
+
+
+def _generate_stages(items: Sequence[Item], base: Path, where: str) -> list[GenerateStage]:
+    stages: list[GenerateStage] = []
+    for item in items:
+        method_name, options = _one_item(item, f"{where}: generate")
+        place = f"{where}: generate: {method_name}"
+        method = load_method(method_name)
+        shared = {name: value for name, value in options.items() if name in _Entry.model_fields}
+        own = {name: value for name, value in options.items() if name not in _Entry.model_fields}
+        entry = validated(_Entry, shared, place, base)
+        config = validated(method.Config, own, place, base)
+        steps = override(method.steps, entry.steps, place)
+        name = entry.name or method_name
+        if any(stage.name == name for stage in stages):
+            raise UsageError(f"{place}: used twice; give one of them another 'name'")
+        stages.append(GenerateStage(name, Job(method, config, steps, entry.chunk_tokens)))
+    return stages
+
+
+def _one_item(item: Item, where: str) -> tuple[str, dict[str, Any]]:
+    """(name, options) of a list item that is a name or ``{name: options}``."""
+    if isinstance(item, str):
+        return item, {}
+    if len(item) != 1:
+        raise UsageError(f"{where}: an item must be a name or one 'name: options', not {sorted(item)}")
+    name, options = next(iter(item.items()))
+    return name, dict(options or {})

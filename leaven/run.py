@@ -1,0 +1,289 @@
+"""Run a plan: a folder of stages, each done once, each resumable.
+
+    RUN/corpus/              the documents, chunked, counted, sharded
+    RUN/generate/METHOD/     what each method wrote
+    RUN/clean/               what was kept of all that
+    RUN/plan.json            the plan as it was understood
+    RUN/events.jsonl         what happened when
+
+A stage whose manifest matches its config and inputs is skipped; deleting a stage's folder redoes it and
+what follows. Answers live outside the run, in the project's response store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from leaven.clean import clean
+from leaven.corpus import build_corpus
+from leaven.corpus.tokens import load_tokenizer
+from leaven.errors import UsageError, nearest
+from leaven.generate._rehearse import Rehearsal, StepEstimate
+from leaven.generate._runner import generate
+from leaven.lm.budget import Meter, Prices, load_prices
+from leaven.lm.client import LanguageModel
+from leaven.lm.store import ResponseStore
+from leaven.plan import Plan
+from leaven.progress import Reporter
+from leaven.stage import read_manifest, read_stage, write_json
+
+STAGES = ("corpus", "generate", "clean")
+
+
+@dataclass
+class Result:
+    """What a run did.
+
+    Args:
+        manifests: by stage, in order.
+        too_many_failed: one line per generate stage that failed on more documents than the plan allows.
+    """
+
+    folder: Path
+    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    too_many_failed: list[str] = field(default_factory=list)
+
+
+def run(plan: Plan, *, to: str = STAGES[-1], console: Console | None = None) -> Result:
+    """Bring a run up to date with its plan.
+
+    Args:
+        to: the last stage to run.
+
+    Raises:
+        UsageError: something the user can mend; nothing was started.
+        Stopped: the model or the disk cannot go on; everything received is kept.
+    """
+    if to not in STAGES:
+        raise UsageError(f"unknown stage {to!r}; {nearest(to, STAGES)}")
+    with _locked(plan.folder):
+        write_json(plan.folder / "plan.json", plan.file.model_dump(mode="json"))
+        reporter = Reporter(plan.folder / "events.jsonl", console or Console(quiet=True))
+        return _Run(plan, reporter).up_to(STAGES.index(to))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "run.lock").open("w")
+    except OSError as error:
+        raise UsageError(f"cannot write to run folder {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{folder} is in use by another run; wait for it or give this plan another name") from error
+        yield
+
+
+class _Run:
+    def __init__(self, plan: Plan, reporter: Reporter) -> None:
+        self.plan, self.reporter = plan, reporter
+        self.result = Result(plan.folder)
+        self.corpus = plan.folder / "corpus"
+
+    def up_to(self, last: int) -> Result:
+        self.build_corpus()
+        if last >= 1 and self.plan.generate:
+            asyncio.run(self.generate())
+        if last >= 2 and self.plan.clean and self.plan.generate:
+            self.clean()
+        return self.result
+
+    def build_corpus(self) -> None:
+        file = self.plan.file
+        with self.reporter.stage("corpus") as progress:
+            self._keep("corpus", build_corpus(
+                file.documents, self.corpus, tokenizer=file.tokenizer, chunk_tokens=file.chunk_tokens,
+                shards=file.shards, progress=progress.named,
+            ))  # fmt: skip
+        self.tokenizer = load_tokenizer(str(self.corpus / "tokenizer.json"))
+
+    async def generate(self) -> None:
+        with open_store(self.plan) as store:
+            model = open_model(self.plan, store)
+            try:
+                for stage in self.plan.generate:
+                    before = model.traffic.answered
+                    with self.reporter.stage(stage.name, model) as progress:
+                        folder = self.plan.folder / "generate" / stage.name
+                        manifest = await generate(
+                            stage.job, self.corpus, folder, model, self.tokenizer.count, progress
+                        )
+                    self._keep(f"generate/{stage.name}", manifest | {"requests": model.traffic.answered - before})
+                    self._check_failed(stage.name, manifest["counts"])
+            finally:
+                await model.close()
+            write_json(self.plan.folder / "ledger.json", ledger(self.plan, store))
+
+    def clean(self) -> None:
+        written = [self.plan.folder / "generate" / stage.name for stage in self.plan.generate]
+        with self.reporter.stage("clean") as progress:
+            self._keep("clean", clean(
+                written, self.corpus, self.plan.folder / "clean", self.plan.clean,
+                count_tokens=self.tokenizer.count, progress=progress,
+            ))  # fmt: skip
+
+    def _keep(self, name: str, manifest: dict[str, Any]) -> None:
+        self.result.manifests[name] = manifest
+        self.reporter.event("stage done", stage=name, counts=manifest["counts"], reasons=manifest["reasons"])
+
+    def _check_failed(self, name: str, counts: dict[str, int]) -> None:
+        read, failed = counts["documents_read"], counts["documents_rejected"]
+        if read and failed / read > self.plan.file.max_failed:
+            self.result.too_many_failed.append(
+                f"{name}: nothing could be written from {failed} of {read} documents "
+                f"(more than max_failed {self.plan.file.max_failed:g}); see {self.plan.folder}/generate/{name}/rejected"
+            )
+
+
+@contextmanager
+def open_store(plan: Plan) -> Iterator[ResponseStore]:
+    """The project's response store, entered in the ledger under this run's name."""
+    store = ResponseStore(plan.file.answers, plan.file.name)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def prices_of(plan: Plan) -> Prices | None:
+    """The user's price file, if the plan names one."""
+    return load_prices(plan.file.prices) if plan.file.prices else None
+
+
+def open_model(plan: Plan, store: ResponseStore) -> LanguageModel:
+    """The plan's model with its budget, counting what earlier sessions of the run spent."""
+    assert plan.file.model is not None
+    backend = plan.file.model.open()
+    prices = prices_of(plan)
+    price = prices.price(backend.model) if prices and backend.paid else None
+    budget = plan.file.budget
+    spent = store.spent().get(backend.model)
+    meter = Meter(price=price, max_tokens=budget.tokens, max_money=budget.money)
+    if spent is not None:
+        meter.spent = spent
+    return LanguageModel(backend, store, meter)
+
+
+def ledger(plan: Plan, store: ResponseStore) -> dict[str, Any]:
+    """What this run has spent over all its sessions, by step, with money where prices are known."""
+    prices = prices_of(plan)
+    by_model = {}
+    for model, usage in store.spent().items():
+        entry: dict[str, Any] = {
+            "prompt_tokens": usage.prompt, "cached_tokens": usage.cached, "completion_tokens": usage.completion,
+            "cached_share": round(usage.cached / usage.prompt, 4) if usage.prompt else 0.0,
+            "estimated": usage.estimated,
+        }  # fmt: skip
+        if prices and model in prices.models:
+            entry |= {
+                "money": round(prices.models[model].of(usage), 6), "currency": prices.currency,
+                "prices_as_of": str(prices.as_of),
+            }  # fmt: skip
+        by_model[model] = entry
+    steps = {
+        f"{method}/{step}": {"answers": answers, "prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
+        for (method, step), (answers, usage) in sorted(store.spent_by_step().items())
+    }
+    return {"models": by_model, "steps": steps}
+
+
+@dataclass
+class Estimate:
+    """What a run will ask for; see `estimate`.
+
+    Args:
+        steps: by (method, step).
+        tokens_per_second: completion tokens per second seen in the probe, or None without one.
+        money: for what is still to be sent, or None without prices.
+    """
+
+    steps: dict[tuple[str, str], StepEstimate]
+    documents: int
+    corpus_tokens: int
+    tokens_per_second: float | None = None
+    money: float | None = None
+    currency: str = ""
+    prices_as_of: str = ""
+
+
+def estimate(plan: Plan, *, probe: int = 0, console: Console | None = None) -> Estimate:
+    """What `run` would ask for and use; sends nothing, unless a probe is asked for.
+
+    The corpus stage is built (it costs nothing and the run needs it). Every method is then rehearsed.
+
+    Args:
+        probe: really expand this many documents first; their answers are stored as any others, make the
+            estimate's lengths and numbers real ones, and give the rate for the expected hours.
+    """
+    with _locked(plan.folder):
+        runner = _Run(plan, Reporter(plan.folder / "events.jsonl", console or Console(quiet=True)))
+        runner.build_corpus()
+        return asyncio.run(_estimate(plan, runner, probe))
+
+
+async def _estimate(plan: Plan, runner: _Run, probe: int) -> Estimate:
+    manifest = read_manifest(runner.corpus)
+    assert manifest is not None
+    counts = manifest["counts"]
+    found = Estimate({}, counts["kept"], counts["tokens"])
+    if not plan.generate:
+        return found
+    with open_store(plan) as store, tempfile.TemporaryDirectory() as scratch:
+        if probe:
+            found.tokens_per_second = await _probe(plan, runner, store, probe, Path(scratch))
+        model = open_model(plan, store)
+        rehearsal = Rehearsal(
+            model.backend, store, {stage.job.method.name: stage.job.steps for stage in plan.generate},
+            tokens_per_character=_tokens_per_character(runner.corpus),
+        )  # fmt: skip
+        for stage in plan.generate:
+            with runner.reporter.stage(f"plan {stage.name}") as progress:
+                folder = Path(scratch) / "rehearsal" / stage.name
+                await generate(stage.job, runner.corpus, folder, rehearsal, runner.tokenizer.count, progress)
+        await model.close()
+        found.steps = dict(rehearsal.estimates)
+        prices = prices_of(plan)
+        if prices is not None and model.backend.paid:
+            price = prices.price(model.name)
+            found.money = sum(price.of(step.usage) for step in found.steps.values())
+            found.currency, found.prices_as_of = prices.currency, str(prices.as_of)
+    return found
+
+
+async def _probe(plan: Plan, runner: _Run, store: ResponseStore, number: int, scratch: Path) -> float:
+    """Expand some documents for real; returns completion tokens per second."""
+    # Evenly spread over the sorted ids: the same choice every time, so a second probe costs nothing.
+    ids = sorted(document.id for document in read_stage(runner.corpus))
+    chosen = set(ids[:: max(1, len(ids) // number)][:number])
+    model = open_model(plan, store)
+    started = time.monotonic()
+    try:
+        for stage in plan.generate:
+            with runner.reporter.stage(f"probe {stage.name}", model) as progress:
+                folder = scratch / "probe" / stage.name
+                count = runner.tokenizer.count
+                await generate(stage.job, runner.corpus, folder, model, count, progress, only=chosen)
+    finally:
+        await model.close()
+    return model.traffic.usage.completion / (time.monotonic() - started)
+
+
+def _tokens_per_character(corpus: Path) -> float:
+    """Of the corpus in its own tokenizer: the first guess for prompts nobody has counted yet."""
+    manifest = read_manifest(corpus)
+    assert manifest is not None
+    characters = sum(len(document.text) for document in read_stage(corpus))
+    return float(manifest["counts"]["tokens"] / max(1, characters))

@@ -1,0 +1,124 @@
+"""Tell what happened in a run from what it left on disk, with counts that add up."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from leaven.document import Document
+from leaven.errors import UsageError
+from leaven.stage import read_manifest, read_stage
+
+EXCERPT = 600  # characters of a source or child that are printed
+
+
+def stage_folders(run: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """(name, folder, manifest) of every finished stage of a run, in the order of the flow."""
+    written = sorted((run / "generate").iterdir()) if (run / "generate").is_dir() else []
+    for folder in (run / "corpus", *written, run / "clean"):
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            yield str(folder.relative_to(run)), folder, manifest
+
+
+def show(run: Path, console: Console, *, pairs: int = 0) -> None:
+    """Print the counts, reasons, tokens and money of a run.
+
+    Args:
+        pairs: print this many sources, each beside one kept child.
+
+    Raises:
+        UsageError: `run` holds no finished stage.
+    """
+    stages = list(stage_folders(run))
+    if not stages:
+        raise UsageError(f"{run} holds no finished stage; `leaven run PLAN` makes one")
+    console.print(_table(run, stages))
+    manifests = {name: manifest for name, _, manifest in stages}
+    for line in _summary(run, manifests):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if pairs:
+        _print_pairs(run, manifests, console, pairs)
+
+
+def _table(run: Path, stages: list[tuple[str, Path, dict[str, Any]]]) -> Table:
+    table = Table(title=str(run), title_justify="left")
+    for column in ("stage", "read", "kept", "rejected", "tokens kept", "why not"):
+        table.add_column(column, justify="left" if column in ("stage", "why not") else "right")
+    for name, _, manifest in stages:
+        counts = manifest["counts"]
+        if name == "corpus":  # its rows are chunks; what adds up is documents
+            renamed = {column: counts[f"documents_{column}"] for column in ("read", "kept", "rejected")}
+            counts = counts | renamed
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in manifest["reasons"].items())
+        cells = [f"{counts[column]:,}" for column in ("read", "kept", "rejected", "tokens")]
+        table.add_row(name, *cells, reasons)
+    return table
+
+
+def _summary(run: Path, manifests: dict[str, dict[str, Any]]) -> Iterator[str]:
+    models = sorted({m["model"] for name, m in manifests.items() if name.startswith("generate/")})
+    if models:
+        yield f"written by: {', '.join(models)}"
+    corpus, final = manifests.get("corpus"), manifests.get("clean")
+    if corpus and final:
+        before, after = corpus["counts"]["tokens"], final["counts"]["tokens"]
+        yield f"expansion: {before:,} tokens of source became {after:,} kept tokens, {after / max(1, before):.1f} times"
+    ledger = run / "ledger.json"
+    for model, entry in (json.loads(ledger.read_text())["models"] if ledger.exists() else {}).items():
+        money = f", {entry['money']:,.4f} {entry['currency']} at the prices of {entry['prices_as_of']}" if "money" in entry else ""
+        kind = " (estimated: the model reports no usage)" if entry["estimated"] else ""
+        yield (
+            f"spent on {model} by this run, all sessions: {entry['prompt_tokens']:,} prompt tokens "
+            f"({entry['cached_share']:.0%} from the server's cache), {entry['completion_tokens']:,} completion tokens{kind}{money}"
+        )
+
+
+def _print_pairs(run: Path, manifests: dict[str, dict[str, Any]], console: Console, number: int) -> None:
+    folder = run / "clean"
+    if "clean" not in manifests:
+        raise UsageError(f"{run} has no finished clean stage to take pairs from")
+    sources = {document.id: document for document in read_stage(run / "corpus")}
+    for written in _spread(read_stage(folder), number):
+        source = sources[written.metadata["sources"][0]]
+        lineage = written.metadata
+        console.rule(f"{source.metadata.get('title') or source.id}")
+        console.print(f"SOURCE {source.id}\n{_excerpt(source.text)}\n", markup=False, highlight=False)
+        variables = ", ".join(f"{k}={v}" for k, v in lineage["variables"].items() if k not in ("genre", "audience"))
+        console.print(
+            f"WRITTEN by {lineage['model']}: {lineage['method']}/{lineage['step']} {variables}\n{_excerpt(written.text)}\n",
+            markup=False, highlight=False,
+        )  # fmt: skip
+
+
+def _spread(documents: Iterator[Document], number: int) -> list[Document]:
+    """`number` documents, of as many methods as there are; the same every time.
+
+    Holds at most `number` documents of each method (reservoir sampling).
+    """
+    draw = random.Random(0)
+    kept: dict[str, list[Document]] = {}
+    seen: Counter[str] = Counter()
+    for document in documents:
+        method = document.metadata["method"]
+        rows = kept.setdefault(method, [])
+        seen[method] += 1
+        if len(rows) < number:
+            rows.append(document)
+        elif (place := draw.randrange(seen[method])) < number:
+            rows[place] = document
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*kept.values()))
+    return [document for document in in_turn if document is not None][:number]
+
+
+def _excerpt(text: str) -> str:
+    return textwrap.shorten(text, EXCERPT, placeholder=" ...")
