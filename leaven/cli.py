@@ -61,7 +61,8 @@ def _root(
 @app.command()
 def run(
     plan: PlanArgument,
-    to: Annotated[str, typer.Option(help="last stage to run: corpus, generate or clean")] = "clean",
+    to: Annotated[str, typer.Option(help=f"last stage to run: {', '.join(leaven.STAGES)}")] = leaven.STAGES[-1],
+    pairs: Annotated[int, typer.Option(help="print this many sources, each beside one kept child")] = 0,
 ) -> None:
     """Run a plan, or go on with it: everything done is skipped, every stored answer reused."""
     from rich.console import Console
@@ -69,7 +70,7 @@ def run(
     from leaven.plan import load_plan
     from leaven.run import run as run_plan
 
-    _finish(run_plan(load_plan(plan), to=to, console=Console()))
+    _finish(run_plan(load_plan(plan), to=to, console=Console()), pairs)
 
 
 @app.command("plan")
@@ -161,12 +162,12 @@ def methods() -> None:
         console.print(f"    steps: {', '.join(method.steps)}", markup=False, highlight=False)
 
 
-def _finish(result: Result) -> None:
+def _finish(result: Result, pairs: int = 0) -> None:
     from rich.console import Console
 
     from leaven.show import show as show_run
 
-    show_run(result.folder, Console())
+    show_run(result.folder, Console(), pairs=pairs)
     for line in result.too_many_failed:
         print(f"leaven: {line}", file=sys.stderr)
     if result.too_many_failed:

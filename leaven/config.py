@@ -27,12 +27,12 @@ PlanPath = Annotated[Path, AfterValidator(_anchor)]
 
 def _anchor_location(location: str, info: ValidationInfo) -> str:
     base = (info.context or {}).get("base")
-    if base is None or "://" in location:
+    if base is None or "://" in location or info.data.get("format") == "hf":
         return location
-    return str(base / location)
+    return str(base / Path(location).expanduser())
 
 
-# The same for a string that may also be a URL (``s3://...``, ``hf://...``).
+# The same for a string that may also be a URL (``s3://...``) or, beside ``format: hf``, a dataset's name.
 PlanLocation = Annotated[str, AfterValidator(_anchor_location)]
 
 

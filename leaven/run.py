@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
+from leaven import STAGES
 from leaven.clean import clean
 from leaven.corpus import build_corpus
 from leaven.corpus.tokens import load_tokenizer
@@ -36,8 +37,6 @@ from leaven.lm.store import ResponseStore
 from leaven.plan import Plan
 from leaven.progress import Reporter
 from leaven.stage import read_manifest, read_stage, write_json
-
-STAGES = ("corpus", "generate", "clean")
 
 
 @dataclass

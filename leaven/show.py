@@ -53,7 +53,8 @@ def show(run: Path, console: Console, *, pairs: int = 0) -> None:
 def _table(run: Path, stages: list[tuple[str, Path, dict[str, Any]]]) -> Table:
     table = Table(title=str(run), title_justify="left")
     for column in ("stage", "read", "kept", "rejected", "tokens kept", "why not"):
-        table.add_column(column, justify="left" if column in ("stage", "why not") else "right")
+        textual = column in ("stage", "why not")
+        table.add_column(column, justify="left" if textual else "right", no_wrap=column != "why not")
     for name, _, manifest in stages:
         counts = manifest["counts"]
         if name == "corpus":  # its rows are chunks; what adds up is documents
@@ -78,7 +79,7 @@ def _summary(run: Path, manifests: dict[str, dict[str, Any]]) -> Iterator[str]:
         money = f", {entry['money']:,.4f} {entry['currency']} at the prices of {entry['prices_as_of']}" if "money" in entry else ""
         kind = " (estimated: the model reports no usage)" if entry["estimated"] else ""
         yield (
-            f"spent on {model} by this run, all sessions: {entry['prompt_tokens']:,} prompt tokens "
+            f"asked of {model} by this run, all sessions: {entry['prompt_tokens']:,} prompt tokens "
             f"({entry['cached_share']:.0%} from the server's cache), {entry['completion_tokens']:,} completion tokens{kind}{money}"
         )
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from leaven.config import PlanLocation
 from leaven.corpus.rows import READERS, Row, damage, decompress, one_line, uncompressed
 from leaven.document import LINEAGE, Document, content_id, reject
 from leaven.errors import UsageError, nearest
@@ -49,10 +50,11 @@ class Input(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(
+    # before `path`, which is anchored to the plan only where it does not name a hub dataset
+    format: Format = Field(default="auto", description="auto: from the extension; hf: a hub dataset by name")
+    path: PlanLocation = Field(
         description="file, folder, glob, fsspec URL, dataset saved to disk, or hub dataset name"
     )
-    format: Format = Field(default="auto", description="auto: from the extension; hf: a hub dataset by name")
     text: str = Field(default="text", description="column of the text")
     id: str | None = Field(
         default=None, description="column of the id; default `id`, else a hash of the text"

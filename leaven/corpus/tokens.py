@@ -8,6 +8,7 @@ download, encodes any text without loss, and the same texts always give the same
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -155,7 +156,10 @@ def _from_slow(folder: Path, name: str) -> Tokenizer:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
+    verbosity = get_verbosity()
+    set_verbosity(logging.ERROR)  # its retries, when offline, would be ten lines before ours
     try:
         return Path(hf_hub_download(name, "tokenizer.json"))
     except HFValidationError as error:
@@ -165,6 +169,8 @@ def _from_hub(name: str) -> Path:
             f"tokenizer {name!r} is not a local path and could not be had from the Hugging Face hub "
             f"({type(error).__name__}); give the path of a tokenizer.json, or leave it out to train one"
         ) from error
+    finally:
+        set_verbosity(verbosity)
 
 
 def _line(error: Exception) -> str:

@@ -215,10 +215,11 @@ async def expand(document: Document, ask: Ask, config: Config) -> AsyncIterator[
     while asked < len(groups) and (budget is None or written < budget):
         wave = len(groups)
         if budget is not None:
-            # As many as should fill the rest of the budget, judged by those so far: what is asked for
-            # depends on earlier answers only, never on timing, so a resumed run asks for the same.
-            mean = written / asked if written else STEPS["pair"].typical_tokens
-            wave = max(1, int((budget - written) / max(1.0, mean)))
+            # As many as fill the rest of the budget, judged by those so far; at first as if each were as long
+            # as may be. So what is asked for depends on earlier answers only, never on timing, and a
+            # resumed run asks for the same.
+            expected = written / asked if written else ask.steps["pair"].max_tokens
+            wave = max(1, int((budget - written) / expected))
         batch = groups[asked : asked + wave]
         asked += len(batch)
         async for text in in_order(relate(ask, group) for group in batch):
