@@ -53,7 +53,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
 ) -> None:
     pass
 
@@ -61,7 +63,9 @@ def _root(
 @app.command()
 def run(
     plan: PlanArgument,
-    to: Annotated[str, typer.Option(help=f"last stage to run: {', '.join(leaven.STAGES)}")] = leaven.STAGES[-1],
+    to: Annotated[str, typer.Option(help=f"last stage to run: {', '.join(leaven.STAGES)}")] = leaven.STAGES[
+        -1
+    ],
     pairs: Annotated[int, typer.Option(help="print this many sources, each beside one kept child")] = 0,
 ) -> None:
     """Run a plan, or go on with it: everything done is skipped, every stored answer reused."""
@@ -76,7 +80,9 @@ def run(
 @app.command("plan")
 def plan_(
     plan: PlanArgument,
-    probe: Annotated[int, typer.Option(help="really expand this many documents first (their answers are kept)")] = 0,
+    probe: Annotated[
+        int, typer.Option(help="really expand this many documents first (their answers are kept)")
+    ] = 0,
 ) -> None:
     """Say what a run will ask for and cost. Sends nothing, unless a probe is asked for."""
     from rich.console import Console
@@ -92,9 +98,16 @@ def plan_(
 def generate(
     method: Annotated[str, typer.Argument(help="a method; see `leaven methods`")],
     corpus: Annotated[str, typer.Argument(help="documents: file, folder, glob or URL")],
-    model: Annotated[str, typer.Option(help="NAME@URL of an OpenAI-compatible server, a checkpoint folder, or a recording (.jsonl)")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="NAME@URL of an OpenAI-compatible server, a checkpoint folder, or a recording (.jsonl)"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="run folder to write")],
-    option: Annotated[list[str] | None, typer.Option(help="option of the method as YAML, e.g. 'triples: 20'")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="option of the method as YAML, e.g. 'triples: 20'")
+    ] = None,
 ) -> None:
     """Apply one method to documents without writing a plan."""
     from rich.console import Console
@@ -114,7 +127,9 @@ def clean(
     written: Annotated[list[Path], typer.Argument(help="folders that `leaven generate` or `run` wrote")],
     sources: Annotated[Path, typer.Option(help="the corpus folder they were written from")],
     out: Annotated[Path, typer.Option(help="folder to write")],
-    filter: Annotated[list[str], typer.Option(help="a filter as YAML, in order, e.g. 'copying: {max_share: 0.3}'")],
+    filter: Annotated[
+        list[str], typer.Option(help="a filter as YAML, in order, e.g. 'copying: {max_share: 0.3}'")
+    ],
 ) -> None:
     """Filter written documents; rejects are kept with their reason."""
     import yaml
@@ -206,7 +221,15 @@ def _print_estimate(found: Estimate, console: Any) -> None:
     from rich.table import Table
 
     table = Table(title=f"{found.documents:,} documents, {found.corpus_tokens:,} tokens")
-    for column in ("step", "already stored", "requests", "prompt tokens", "cacheable", "completion tokens", "lengths from"):
+    for column in (
+        "step",
+        "already stored",
+        "requests",
+        "prompt tokens",
+        "cacheable",
+        "completion tokens",
+        "lengths from",
+    ):
         table.add_column(column, justify="left" if column in ("step", "lengths from") else "right")
     requests = prompt = cached = completion = 0
     for (method, step), one in found.steps.items():
@@ -224,7 +247,10 @@ def _print_estimate(found: Estimate, console: Any) -> None:
     table.add_row("to be sent", "", f"{requests:,}", f"{prompt:,}", share, f"{completion:,}", "")
     console.print(table)
     if found.money is not None:
-        console.print(f"money: {found.money:,.2f} {found.currency} at the prices of {found.prices_as_of}", highlight=False)
+        console.print(
+            f"money: {found.money:,.2f} {found.currency} at the prices of {found.prices_as_of}",
+            highlight=False,
+        )
     else:
         console.print("money: unknown; name your price file under 'prices' in the plan", highlight=False)
     if found.tokens_per_second:
@@ -232,4 +258,6 @@ def _print_estimate(found: Estimate, console: Any) -> None:
         rate = f"{found.tokens_per_second:,.0f} completion tokens/s, as in the probe"
         console.print(f"time: {hours:,.2f} hours at {rate}", highlight=False)
     else:
-        console.print("time: unknown; --probe 5 asks for five documents and measures the rate", highlight=False)
+        console.print(
+            "time: unknown; --probe 5 asks for five documents and measures the rate", highlight=False
+        )

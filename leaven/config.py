@@ -53,7 +53,9 @@ def validated(model: type[Model], value: Any, where: str, base: Path | None = No
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             known = _fields_at(model, first["loc"][:-1])
-            raise UsageError(f"{where}: unknown option {field!r}; {nearest(str(first['loc'][-1]), known)}") from error
+            raise UsageError(
+                f"{where}: unknown option {field!r}; {nearest(str(first['loc'][-1]), known)}"
+            ) from error
         place = f"{where}: {field}" if field else where
         given = "" if first["type"] == "missing" else f", not {first['input']!r:.80}"
         raise UsageError(f"{place}: {first['msg'][0].lower() + first['msg'][1:]}{given}") from error
@@ -70,7 +72,9 @@ def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]
             for nested in _models_in(candidate.model_fields[name].annotation)
         ]
         # Otherwise `name` is the tag of a union's member, a list index or a mapping's key.
-        tagged = [c for c in candidates if any(name in get_args(f.annotation) for f in c.model_fields.values())]
+        tagged = [
+            c for c in candidates if any(name in get_args(f.annotation) for f in c.model_fields.values())
+        ]
         candidates = inside or tagged or candidates
     return {name for candidate in candidates for name in candidate.model_fields}
 

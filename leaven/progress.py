@@ -40,7 +40,9 @@ class Reporter:
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append one event with the time."""
-        line = json.dumps({"time": round(time.time(), 3), "event": kind, **facts}, ensure_ascii=False, default=str)
+        line = json.dumps(
+            {"time": round(time.time(), 3), "event": kind, **facts}, ensure_ascii=False, default=str
+        )
         with self._lock, self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -124,7 +126,9 @@ class StageProgress:
                 self._reporter.event("progress", stage=self._name, **facts)
                 last_event = now
             if not self._reporter.console.is_terminal and now - last_plain >= PLAIN_SECONDS:
-                self._reporter.console.print(f"{self._name}: {self._done} of {self._total} {_line(facts)}", soft_wrap=True)
+                self._reporter.console.print(
+                    f"{self._name}: {self._done} of {self._total} {_line(facts)}", soft_wrap=True
+                )
                 last_plain = now
 
 

@@ -31,6 +31,7 @@ from leaven.corpus.tokens import load_tokenizer
 from leaven.errors import UsageError, nearest
 from leaven.generate._rehearse import Rehearsal, StepEstimate
 from leaven.generate._runner import generate
+from leaven.lm.base import Usage
 from leaven.lm.budget import Meter, Prices, load_prices
 from leaven.lm.client import LanguageModel
 from leaven.lm.store import ResponseStore
@@ -82,7 +83,9 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"{folder} is in use by another run; wait for it or give this plan another name") from error
+            raise UsageError(
+                f"{folder} is in use by another run; wait for it or give this plan another name"
+            ) from error
         yield
 
 
@@ -120,7 +123,9 @@ class _Run:
                         manifest = await generate(
                             stage.job, self.corpus, folder, model, self.tokenizer.count, progress
                         )
-                    self._keep(f"generate/{stage.name}", manifest | {"requests": model.traffic.answered - before})
+                    self._keep(
+                        f"generate/{stage.name}", manifest | {"requests": model.traffic.answered - before}
+                    )
                     self._check_failed(stage.name, manifest["counts"])
             finally:
                 await model.close()
@@ -142,8 +147,8 @@ class _Run:
         read, failed = counts["documents_read"], counts["documents_rejected"]
         if read and failed / read > self.plan.file.max_failed:
             self.result.too_many_failed.append(
-                f"{name}: nothing could be written from {failed} of {read} documents "
-                f"(more than max_failed {self.plan.file.max_failed:g}); see {self.plan.folder}/generate/{name}/rejected"
+                f"{name}: nothing could be written from {failed} of {read} documents (more than max_failed "
+                f"{self.plan.file.max_failed:g}); see {self.plan.folder}/generate/{name}/rejected"
             )
 
 
@@ -177,26 +182,29 @@ def open_model(plan: Plan, store: ResponseStore) -> LanguageModel:
 
 
 def ledger(plan: Plan, store: ResponseStore) -> dict[str, Any]:
-    """What this run has spent over all its sessions, by step, with money where prices are known."""
+    """What this run has used over all its sessions, by step, with money where prices are known."""
     prices = prices_of(plan)
-    by_model = {}
+    models: dict[str, dict[str, Any]] = {}
     for model, usage in store.spent().items():
-        entry: dict[str, Any] = {
-            "prompt_tokens": usage.prompt, "cached_tokens": usage.cached, "completion_tokens": usage.completion,
-            "cached_share": round(usage.cached / usage.prompt, 4) if usage.prompt else 0.0,
-            "estimated": usage.estimated,
-        }  # fmt: skip
+        entry = models[model] = _tokens(usage)
+        entry["cached_share"] = round(usage.cached / usage.prompt, 4) if usage.prompt else 0.0
+        entry["estimated"] = usage.estimated
         if prices and model in prices.models:
-            entry |= {
-                "money": round(prices.models[model].of(usage), 6), "currency": prices.currency,
-                "prices_as_of": str(prices.as_of),
-            }  # fmt: skip
-        by_model[model] = entry
+            entry["money"] = round(prices.models[model].of(usage), 6)
+            entry["currency"], entry["prices_as_of"] = prices.currency, str(prices.as_of)
     steps = {
-        f"{method}/{step}": {"answers": answers, "prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
+        f"{method}/{step}": {"answers": answers, **_tokens(usage)}
         for (method, step), (answers, usage) in sorted(store.spent_by_step().items())
     }
-    return {"models": by_model, "steps": steps}
+    return {"models": models, "steps": steps}
+
+
+def _tokens(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt,
+        "cached_tokens": usage.cached,
+        "completion_tokens": usage.completion,
+    }
 
 
 @dataclass

@@ -23,7 +23,10 @@ EXCERPT = 600  # characters of a source or child that are printed
 
 def stage_folders(run: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """(name, folder, manifest) of every finished stage of a run, in the order of the flow."""
-    written = sorted((run / "generate").iterdir()) if (run / "generate").is_dir() else []
+    stages = (run / "generate").glob("*/manifest.json")
+    written = sorted(
+        (path.parent for path in stages), key=lambda folder: (folder / "manifest.json").stat().st_mtime
+    )
     for folder in (run / "corpus", *written, run / "clean"):
         manifest = read_manifest(folder)
         if manifest is not None:
@@ -60,7 +63,7 @@ def _table(run: Path, stages: list[tuple[str, Path, dict[str, Any]]]) -> Table:
         if name == "corpus":  # its rows are chunks; what adds up is documents
             renamed = {column: counts[f"documents_{column}"] for column in ("read", "kept", "rejected")}
             counts = counts | renamed
-        reasons = ", ".join(f"{reason} {number:,}" for reason, number in manifest["reasons"].items())
+        reasons = "\n".join(f"{reason} {number:,}" for reason, number in manifest["reasons"].items())
         cells = [f"{counts[column]:,}" for column in ("read", "kept", "rejected", "tokens")]
         table.add_row(name, *cells, reasons)
     return table
@@ -73,15 +76,25 @@ def _summary(run: Path, manifests: dict[str, dict[str, Any]]) -> Iterator[str]:
     corpus, final = manifests.get("corpus"), manifests.get("clean")
     if corpus and final:
         before, after = corpus["counts"]["tokens"], final["counts"]["tokens"]
-        yield f"expansion: {before:,} tokens of source became {after:,} kept tokens, {after / max(1, before):.1f} times"
+        times = after / max(1, before)
+        yield f"expansion: {before:,} tokens of source became {after:,} kept tokens, {times:.1f} times"
     ledger = run / "ledger.json"
-    for model, entry in (json.loads(ledger.read_text())["models"] if ledger.exists() else {}).items():
-        money = f", {entry['money']:,.4f} {entry['currency']} at the prices of {entry['prices_as_of']}" if "money" in entry else ""
-        kind = " (estimated: the model reports no usage)" if entry["estimated"] else ""
-        yield (
-            f"asked of {model} by this run, all sessions: {entry['prompt_tokens']:,} prompt tokens "
-            f"({entry['cached_share']:.0%} from the server's cache), {entry['completion_tokens']:,} completion tokens{kind}{money}"
-        )
+    if ledger.exists():
+        for model, entry in json.loads(ledger.read_text())["models"].items():
+            yield f"asked of {model} by this run, all sessions: {_spending(entry)}"
+
+
+def _spending(entry: dict[str, Any]) -> str:
+    """One model's entry of the ledger in words."""
+    parts = [
+        f"{entry['prompt_tokens']:,} prompt tokens ({entry['cached_share']:.0%} from the server's cache)",
+        f"{entry['completion_tokens']:,} completion tokens",
+    ]
+    if entry["estimated"]:
+        parts.append("counts estimated, for the model reports no usage")
+    if "money" in entry:
+        parts.append(f"{entry['money']:,.4f} {entry['currency']} at the prices of {entry['prices_as_of']}")
+    return ", ".join(parts)
 
 
 def _print_pairs(run: Path, manifests: dict[str, dict[str, Any]], console: Console, number: int) -> None:
@@ -94,11 +107,10 @@ def _print_pairs(run: Path, manifests: dict[str, dict[str, Any]], console: Conso
         lineage = written.metadata
         console.rule(f"{source.metadata.get('title') or source.id}")
         console.print(f"SOURCE {source.id}\n{_excerpt(source.text)}\n", markup=False, highlight=False)
-        variables = ", ".join(f"{k}={v}" for k, v in lineage["variables"].items() if k not in ("genre", "audience"))
-        console.print(
-            f"WRITTEN by {lineage['model']}: {lineage['method']}/{lineage['step']} {variables}\n{_excerpt(written.text)}\n",
-            markup=False, highlight=False,
-        )  # fmt: skip
+        shown = {k: v for k, v in lineage["variables"].items() if k not in ("genre", "audience")}
+        origin = f"{lineage['method']}/{lineage['step']} {', '.join(f'{k}={v}' for k, v in shown.items())}"
+        written_by = f"WRITTEN by {lineage['model']}: {origin}\n{_excerpt(written.text)}\n"
+        console.print(written_by, markup=False, highlight=False)
 
 
 def _spread(documents: Iterator[Document], number: int) -> list[Document]:

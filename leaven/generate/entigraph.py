@@ -33,8 +33,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from leaven.document import Document
 from leaven.config import PlanPath
+from leaven.document import Document
 from leaven.errors import Rejected, UsageError
 from leaven.lm.ask import Ask, Step, in_order
 
@@ -50,9 +50,9 @@ _SECTIONS = """Give each part its own heading, exactly in these forms:
 ### Discussion of Interaction between <entities> in context of {title}
 Every part must be understandable by itself: name the text and say who or what is meant."""
 
-PAIR = f"""Write about the text above with two of its entities in view, in three parts. First retell the text \
-with the emphasis on the first entity, then retell it with the emphasis on the second, and last analyse how \
-the two bear on each other within the text. Stay with what the text says or implies.
+PAIR = f"""Write about the text above with two of its entities in view, in three parts. First retell the \
+text with the emphasis on the first entity, then retell it with the emphasis on the second, and last \
+analyse how the two bear on each other within the text. Stay with what the text says or implies.
 {_SECTIONS}
 
 The entities:
@@ -66,9 +66,9 @@ within the text. Stay with what the text says or implies.
 The entities:
 {{entities}}"""
 
-LARGER = f"""Write about the text above with all the entities listed below in view. Retell the text once for \
-each of them, with the emphasis on it, and last analyse how all of them bear on one another within the text. \
-Stay with what the text says or implies.
+LARGER = f"""Write about the text above with all the entities listed below in view. Retell the text once \
+for each of them, with the emphasis on it, and last analyse how all of them bear on one another within the \
+text. Stay with what the text says or implies.
 {_SECTIONS}
 
 The entities:
@@ -207,7 +207,9 @@ async def expand(document: Document, ask: Ask, config: Config) -> AsyncIterator[
     entities = clean_entities(extraction.value.entities)[: config.max_entities]
     if len(entities) < 2 and config.groups is None:
         named = ", ".join(entities)
-        raise Rejected("too few entities", f"only {len(entities)}: {named}", extraction.text, extraction.request)
+        raise Rejected(
+            "too few entities", f"only {len(entities)}: {named}", extraction.text, extraction.request
+        )
     yield ask.make(extraction, "summary", {}, text=extraction.value.summary)
 
     groups, budget = groups_of(entities, document, config), budget_of(ask, config)

@@ -33,20 +33,20 @@ from leaven.document import Document
 from leaven.errors import Rejected
 from leaven.lm.ask import Ask, Step, in_order
 
-PAIRS = """Think about who else could read the text above, and in what kind of writing it would reach them. \
-Propose {pairs} different pairs of a genre and an audience into which the text could be recast without losing \
-its main information.
+PAIRS = """Think about who else could read the text above, and in what kind of writing it would reach \
+them. Propose {pairs} different pairs of a genre and an audience into which the text could be recast \
+without losing its main information.
 
 A genre is a kind of written text: say in two or three sentences what it is and what marks its structure, \
-tone, style and pace. Text only, nothing that needs pictures or sound to be understood. Range widely, beyond \
-the obvious ones.
+tone, style and pace. Text only, nothing that needs pictures or sound to be understood. Range widely, \
+beyond the obvious ones.
 An audience is a definite group of readers: say in two sentences who they are (age, work, schooling, \
-situation, temper) and what they want or cannot stand. Include readers who are indifferent or opposed to the \
-subject, not only friendly ones.
+situation, temper) and what they want or cannot stand. Include readers who are indifferent or opposed to \
+the subject, not only friendly ones.
 No two pairs may resemble each other.
 
-Answer with one flat JSON object with the keys "genre_1", "audience_1" and so on up to the number of pairs, \
-every value a string. Number of pairs: {pairs}"""
+Answer with one flat JSON object with the keys "genre_1", "audience_1" and so on up to the number of \
+pairs, every value a string. Number of pairs: {pairs}"""
 
 _REFORMULATE = """Write a new text from the one above, in the genre and for the readers described below.
 {manner}
@@ -57,27 +57,29 @@ Genre: {{genre}}
 Readers: {{audience}}"""
 
 BASE = _REFORMULATE.format(
-    manner="""First make sure what the text tells: its facts, names, figures, events and relations. Then compose a \
-text of the given genre, with the parts and the manner that belong to that genre, which passes this core on \
-correctly. Arrange, select, explain and illustrate freely for these readers; new examples and framing are \
-welcome as long as nothing contradicts the source and its substance stays recognisable."""
+    manner="""First make sure what the text tells: its facts, names, figures, events and relations. Then \
+compose a text of the given genre, with the parts and the manner that belong to that genre, which passes \
+this core on correctly. Arrange, select, explain and illustrate freely for these readers; new examples and \
+framing are welcome as long as nothing contradicts the source and its substance stays recognisable."""
 )
 STRICT = _REFORMULATE.format(
-    manner="""Edit lightly. Keep the course, the content and most of the wording of the text, and change only what \
-the genre and these readers clearly require. Do not leave anything out and do not add anything."""
+    manner="""Edit lightly. Keep the course, the content and most of the wording of the text, and change \
+only what the genre and these readers clearly require. Do not leave anything out and do not add \
+anything."""
 )
 RELAXED = _REFORMULATE.format(
-    manner="""Take no more than inspiration from the text: lift out a few of its themes or ideas, generalise them, \
-and build something new and self-contained around them. You are free to depart from the content of the source, \
-and to take genre and readers as hints rather than orders."""
+    manner="""Take no more than inspiration from the text: lift out a few of its themes or ideas, \
+generalise them, and build something new and self-contained around them. You are free to depart from the \
+content of the source, and to take genre and readers as hints rather than orders."""
 )
 
-JUDGE = """Above stands a source text; below stands a text that was written from it. Judge only whether the \
-second still rests on the information of the first.
+JUDGE = """Above stands a source text; below stands a text that was written from it. Judge only whether \
+the second still rests on the information of the first.
 
-It does not matter for the score if the second text leaves things out, adds things of its own, orders or weighs \
-them differently, or uses another style, form or tone. It matters if so little of the source's information is \
-left, or so much of it altered, that one could hardly tell that it was written from this source.
+It does not matter for the score if the second text leaves things out, adds things of its own, orders or \
+weighs them differently, or uses another style, form or tone. It matters if so little of the source's \
+information is left, or so much of it altered, that one could hardly tell that it was written from this \
+source.
 
 5: clearly built on the source's information; nothing of it is falsified
 4: built on it, with small distortions
@@ -85,8 +87,8 @@ left, or so much of it altered, that one could hardly tell that it was written f
 2: only a loose relation in theme; hardly any information of the source
 1: nothing of the source's information
 
-Be strict. Compare point by point first, then answer with one JSON object with the keys "analysis" (two or three \
-sentences) and "score" (an integer from 1 to 5).
+Be strict. Compare point by point first, then answer with one JSON object with the keys "analysis" (two or \
+three sentences) and "score" (an integer from 1 to 5).
 
 The text to be judged:
 
@@ -174,13 +176,19 @@ async def reformulate(
     if written is None or not config.judge:
         return written
     try:
-        verdict = await ask("judge", {"pair": number, "strictness": strictness, "text": written.text}, Judgement)
+        verdict = await ask(
+            "judge", {"pair": number, "strictness": strictness, "text": written.text}, Judgement
+        )
     except Rejected as error:
         ask.discard(written, f"judge: {error.reason}", error.detail)
         return None
     written.metadata |= {"score": verdict.value.score, "judge": verdict.request}
     if verdict.value.score < config.keep_score:
-        ask.discard(written, f"judged below {config.keep_score}", f"score {verdict.value.score}: {verdict.value.analysis}")
+        ask.discard(
+            written,
+            f"judged below {config.keep_score}",
+            f"score {verdict.value.score}: {verdict.value.analysis}",
+        )
         return None
     return written
 

@@ -17,8 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from leaven.document import Document, child, reject
 from leaven.config import PlanPath
+from leaven.document import Document, child, reject
 from leaven.errors import Rejected, UsageError, nearest
 from leaven.lm.base import Answer, Messages, OnLength, Origin, Request, Sampling
 from leaven.lm.structured import Malformed, Schema, parse

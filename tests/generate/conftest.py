@@ -36,7 +36,10 @@ def expand(corpus: Path, tmp_path: Path) -> Expand:
     """Run a method over the stories with a recording; returns (manifest, folder)."""
 
     def run(
-        method: str, recording: Path = STORIES / "answers.jsonl", chunk_tokens: int | None = None, **options: Any
+        method: str,
+        recording: Path = STORIES / "answers.jsonl",
+        chunk_tokens: int | None = None,
+        **options: Any,
     ) -> tuple[dict[str, Any], Path]:
         async def work() -> dict[str, Any]:
             store = ResponseStore(tmp_path / "answers", "test")

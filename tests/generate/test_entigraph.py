@@ -24,7 +24,9 @@ def test_all_subsets_are_all_and_once(entities: list[str], size: int) -> None:
 
 
 @given(names, st.integers(2, 4), st.integers(0, 50), st.integers(0, 50))
-def test_a_smaller_sample_is_a_prefix_of_a_larger_one(entities: list[str], size: int, one: int, two: int) -> None:
+def test_a_smaller_sample_is_a_prefix_of_a_larger_one(
+    entities: list[str], size: int, one: int, two: int
+) -> None:
     small, large = sorted((one, two))
     first = list(subsets(entities, size, small, "7 doc"))
     second = list(subsets(entities, size, large, "7 doc"))
@@ -48,7 +50,18 @@ def test_pairs_come_before_triples_before_larger_ones() -> None:
 
 
 def test_entity_names_are_cleaned_and_deduplicated() -> None:
-    raw = ["- The  Queazy", "queazy", '"Mars"', "", " ", "Mars,", "Ｍａｒｓ", "“asteroid” fad", "x" * 101, "'"]
+    raw = [
+        "- The  Queazy",
+        "queazy",
+        '"Mars"',
+        "",
+        " ",
+        "Mars,",
+        "\uff2dars",
+        "“asteroid” fad",
+        "x" * 101,
+        "'",
+    ]
     assert clean_entities(raw) == ["The Queazy", "Mars", "“asteroid” fad", "'"]
 
 
@@ -65,9 +78,13 @@ def test_the_recorded_stories_give_a_summary_and_every_listed_group(expand: Any,
     steps = [row.metadata["step"] for row in rows]
     assert (steps.count("summary"), steps.count("pair"), steps.count("triple")) == (8, 96, 32)
     assert manifest["counts"]["read"] == 136 and manifest["counts"]["rejected"] == 0
-    listed = {(g["document"], tuple(g["entities"])) for g in map(json.loads, groups_file.read_text().splitlines())}
+    listed = {
+        (g["document"], tuple(g["entities"])) for g in map(json.loads, groups_file.read_text().splitlines())
+    }
     related = [row for row in rows if row.metadata["step"] != "summary"]
-    assert {(row.metadata["sources"][0], tuple(row.metadata["variables"]["entities"])) for row in related} == listed
+    assert {
+        (row.metadata["sources"][0], tuple(row.metadata["variables"]["entities"])) for row in related
+    } == listed
 
 
 def test_a_token_budget_stops_after_a_prefix_of_the_groups(expand: Any, groups_file: Path) -> None:

@@ -31,7 +31,9 @@ def test_five_reformulations_per_document_each_traced_to_its_pair_and_judge(expa
     assert all(len(genres) == 5 for genres in by_source.values())
 
 
-def test_relaxed_texts_judged_below_three_are_kept_as_rejects(expand: Any, recorded: list[dict[str, Any]]) -> None:
+def test_relaxed_texts_judged_below_three_are_kept_as_rejects(
+    expand: Any, recorded: list[dict[str, Any]]
+) -> None:
     manifest, folder = expand("mga", first=2, strictness=("strict", "relaxed"))
     scores = [
         json.loads(row["response"])["A"]["score"]
@@ -84,7 +86,9 @@ def test_blank_genres_are_no_genres() -> None:
         pairs_schema(1).model_validate({"genre_1": "  ", "audience_1": "all"})
 
 
-@pytest.mark.parametrize("answer", [{"score": 6}, {"score": 0}, {"analysis": "fine"}, {"A": 3}, {"score": "high"}])
+@pytest.mark.parametrize(
+    "answer", [{"score": 6}, {"score": 0}, {"analysis": "fine"}, {"A": 3}, {"score": "high"}]
+)
 def test_scores_outside_one_to_five_are_not_scores(answer: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Judgement.model_validate(answer)
@@ -97,4 +101,6 @@ def test_a_wrapped_judgement_is_unwrapped() -> None:
 def test_every_reformulation_prompt_ends_with_what_varies() -> None:
     for strictness in ("base", "strict", "relaxed"):
         prompt = STEPS[f"reformulate_{strictness}"].prompt
-        assert prompt.index("{genre}") > 0.6 * len(prompt), "the fixed part must come first, for prefix caches"
+        assert prompt.index("{genre}") > 0.6 * len(prompt), (
+            "the fixed part must come first, for prefix caches"
+        )

@@ -16,7 +16,9 @@ def test_one_text_per_style(expand: Any, recorded: list[dict[str, Any]]) -> None
         "documents_read": 8, "documents_expanded": 8, "documents_rejected": 0,
     }  # fmt: skip
     expected = {
-        (r["doc_id"], r["step"]): r["response"].strip() for r in recorded if r["method"] == "rephrase" and r["step"] != "medium"
+        (r["doc_id"], r["step"]): r["response"].strip()
+        for r in recorded
+        if r["method"] == "rephrase" and r["step"] != "medium"
     }
     assert {(row.metadata["sources"][0], row.metadata["step"]): row.text for row in rows} == expected
 

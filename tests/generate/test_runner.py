@@ -44,7 +44,7 @@ def test_a_finished_stage_is_skipped_and_an_unfinished_one_redone_alike(expand: 
 
 
 def test_other_options_redo_the_stage(expand: Any) -> None:
-    first, folder = expand("rephrase", styles=("easy",))
+    first, _ = expand("rephrase", styles=("easy",))
     second, _ = expand("rephrase", styles=("easy", "hard"))
     assert first["fingerprint"] != second["fingerprint"]
     assert second["counts"]["kept"] == 16
@@ -57,7 +57,13 @@ def test_long_documents_are_chunked_for_this_method_only(expand: Any, corpus: Pa
     assert len(pieces) >= 3 * len(sources)
     recording = tmp_path / "recording.jsonl"
     rows = [
-        {"doc_id": piece.id, "method": "rephrase", "step": "easy", "variables": {}, "response": f"of {piece.id}"}
+        {
+            "doc_id": piece.id,
+            "method": "rephrase",
+            "step": "easy",
+            "variables": {},
+            "response": f"of {piece.id}",
+        }
         for piece in pieces
     ]
     recording.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -66,4 +72,6 @@ def test_long_documents_are_chunked_for_this_method_only(expand: Any, corpus: Pa
     written = list(read_stage(folder))
     assert [row.text for row in written] == [f"of {piece.id}" for piece in pieces]
     assert len({row.id for row in written}) == len(pieces)
-    assert {row.metadata["sources"][0] for row in written} == set(sources), "children lead to rows of the corpus"
+    assert {row.metadata["sources"][0] for row in written} == set(sources), (
+        "children lead to rows of the corpus"
+    )
