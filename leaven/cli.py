@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ import leaven
 from leaven.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
+    from leaven.lm.base import Usage
     from leaven.run import Estimate, Result
 
 app = typer.Typer(
@@ -218,34 +219,29 @@ def _options(items: list[str] | None) -> dict[str, Any]:
 
 
 def _print_estimate(found: Estimate, console: Any) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=f"{found.documents:,} documents, {found.corpus_tokens:,} tokens")
-    for column in (
-        "step",
-        "already stored",
-        "requests",
-        "prompt tokens",
-        "cacheable",
-        "completion tokens",
-        "lengths from",
-    ):
-        table.add_column(column, justify="left" if column in ("step", "lengths from") else "right")
-    requests = prompt = cached = completion = 0
+    from leaven.lm.base import Usage
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("step", "stored", "to ask", "prompt", "cached", "answers", "seen"):
+        justify: Literal["left", "right"] = "left" if column == "step" else "right"
+        table.add_column(column, justify=justify, no_wrap=True, min_width=len(column))
+    requests, total = 0, Usage()
     for (method, step), one in found.steps.items():
-        source = f"{one.observed:,} answers" if one.observed else "typical"
-        usage = one.usage
-        table.add_row(
-            f"{method}/{step}", f"{one.stored:,}", f"{one.requests:,}", f"{usage.prompt:,}",
-            f"{usage.cached / usage.prompt:.0%}" if usage.prompt else "", f"{usage.completion:,}",
-            source if one.requests else "",
-        )  # fmt: skip
-        requests, prompt = requests + one.requests, prompt + usage.prompt
-        cached, completion = cached + usage.cached, completion + usage.completion
-    table.add_section()
-    share = f"{cached / prompt:.0%}" if prompt else ""
-    table.add_row("to be sent", "", f"{requests:,}", f"{prompt:,}", share, f"{completion:,}", "")
+        requests, total = requests + one.requests, total + one.usage
+        numbers = (one.requests, one.usage.prompt, _share(one.usage), one.usage.completion, one.observed)
+        cells = [number if isinstance(number, str) else f"{number:,}" for number in numbers]
+        table.add_row(f"{method}/{step}", f"{one.stored:,}", *cells)
+    console.print(f"{found.documents:,} documents, {found.corpus_tokens:,} tokens", highlight=False)
     console.print(table)
+    prompt = f"{total.prompt:,} prompt tokens ({_share(total) or '0%'} cacheable)"
+    line = f"to be sent: {requests:,} requests, {prompt}, {total.completion:,} completion tokens"
+    console.print(line, highlight=False, soft_wrap=True)
+    if requests and not all(one.observed for one in found.steps.values() if one.requests):
+        console.print("lengths are guesses for steps of which no answer was seen yet (column seen)")
+    completion = total.completion
     if found.money is not None:
         console.print(
             f"money: {found.money:,.2f} {found.currency} at the prices of {found.prices_as_of}",
@@ -261,3 +257,12 @@ def _print_estimate(found: Estimate, console: Any) -> None:
         console.print(
             "time: unknown; --probe 5 asks for five documents and measures the rate", highlight=False
         )
+
+
+def _share(usage: Usage) -> str:
+    """Share of the prompt that repeats an earlier one about the same document."""
+    return f"{usage.cached / usage.prompt:.0%}" if usage.prompt else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -85,8 +85,11 @@ class Rehearsal:
             estimate.stored += 1
             return key, stored
         answer = self._stand_in(request)
-        if key not in self._asked:
-            self._asked.add(key)
+        # The same thing asked twice is sent once. Stand-ins repeat texts that real answers would not, so the
+        # variables tell two requests apart even where their prompts came out alike.
+        asked = key + repr({k: v for k, v in origin.variables.items() if k != "text"})
+        if asked not in self._asked:
+            self._asked.add(asked)
             estimate.requests += 1
             estimate.observed = len(self._seen.get(_group(request), ()))
             estimate.usage = estimate.usage + self._usage(request, answer)
@@ -119,16 +122,16 @@ def _group(request: Request) -> tuple[str, str, int]:
     return request.origin.method, request.origin.step, len(request.messages)
 
 
-def _example(schema: dict[str, Any], root: dict[str, Any]) -> Any:
-    """The simplest value that a JSON schema of ours accepts, with lists of a typical length."""
+def _example(schema: dict[str, Any], root: dict[str, Any], name: str = "") -> Any:
+    """The simplest value that a JSON schema of ours accepts: lists of a typical length, strings all different
+    (equal ones would give equal requests, which are sent once)."""
     if "$ref" in schema:
-        return _example(root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root)
+        return _example(root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root, name)
     kind = schema.get("type")
     if kind == "object":
-        return {name: _example(field, root) for name, field in schema.get("properties", {}).items()}
+        return {key: _example(field, root, key) for key, field in schema.get("properties", {}).items()}
     if kind == "array":
-        items = [_example(schema["items"], root) for _ in range(TYPICAL_ITEMS)]
-        return [f"{item} {i}" if isinstance(item, str) else item for i, item in enumerate(items)]
+        return [_example(schema["items"], root, f"{name} {i}") for i in range(TYPICAL_ITEMS)]
     if kind in ("integer", "number"):
         return schema.get("maximum", schema.get("minimum", 1))
-    return "typical"
+    return f"typical {name}"

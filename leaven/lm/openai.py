@@ -131,7 +131,9 @@ class OpenAI:
         variable = self.config.key_env
         if variable:
             if not os.environ.get(variable):
-                raise UsageError(f"model {self.model}: environment variable {variable} (the API key) is not set")
+                raise UsageError(
+                    f"model {self.model}: environment variable {variable} (the API key) is not set"
+                )
             headers["Authorization"] = f"Bearer {os.environ[variable]}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=self.config.timeout)
         connector = aiohttp.TCPConnector(limit=0)  # the gate alone decides how many are in flight

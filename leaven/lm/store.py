@@ -191,7 +191,9 @@ class ResponseStore:
         heads: dict[bytes, int] = {}
         for reader in self._readers:
             for row in reader.execute(query, (identity, most)):
-                method, step, finish, prompt, cached, completion, estimated, seconds, request, head, body = row
+                method, step, finish, prompt, cached, completion, estimated, seconds, request, head, body = (
+                    row
+                )
                 rendered = orjson.loads(self._decompress(request))
                 if head is not None and head not in heads:
                     text = reader.execute("SELECT body FROM texts WHERE hash = ?", (head,)).fetchone()[0]
