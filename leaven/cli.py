@@ -7,6 +7,8 @@ line; 3 stopped for now (server gone, budget spent, disk full), run again to go 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +31,10 @@ app = typer.Typer(
 PlanArgument = Annotated[Path, typer.Argument(help="the plan file (YAML)")]
 
 
+class _Interrupted(Exception):
+    """Ctrl+C, in a form that the command-line library does not answer by itself."""
+
+
 def main() -> None:
     """Entry point: turns the package's two kinds of failure into one line and an exit code."""
     try:
@@ -37,8 +43,16 @@ def main() -> None:
         _fail(str(error), 2)
     except Stopped as error:
         _fail(f"stopped: {error}", 3)
-    except KeyboardInterrupt:
+    except _Interrupted:
         _fail("interrupted; everything received is kept, run the same command again to go on", 130)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise _Interrupted from error
 
 
 def _fail(line: str, code: int) -> None:
@@ -75,7 +89,9 @@ def run(
     from leaven.plan import load_plan
     from leaven.run import run as run_plan
 
-    _finish(run_plan(load_plan(plan), to=to, console=Console()), pairs)
+    with _interruptible():
+        result = run_plan(load_plan(plan), to=to, console=Console())
+    _finish(result, pairs)
 
 
 @app.command("plan")
@@ -92,7 +108,9 @@ def plan_(
     from leaven.run import estimate
 
     console = Console()
-    _print_estimate(estimate(load_plan(plan), probe=probe, console=console), console)
+    with _interruptible():
+        found = estimate(load_plan(plan), probe=probe, console=console)
+    _print_estimate(found, console)
 
 
 @app.command()
@@ -120,7 +138,9 @@ def generate(
         "name": out.name, "documents": {"path": corpus}, "model": _model(model), "out": out,
         "answers": out.parent / "answers", "generate": [{method: _options(option)}],
     }  # fmt: skip
-    _finish(run_plan(resolve(value, Path(), "command line"), to="generate", console=Console()))
+    with _interruptible():
+        result = run_plan(resolve(value, Path(), "command line"), to="generate", console=Console())
+    _finish(result)
 
 
 @app.command()

@@ -10,11 +10,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # what several tests share lies beside them, not in a package
+from server import Server, start_server
 
 STORIES = Path(__file__).parents[1] / "examples" / "stories"
 PRIVATE = re.compile(r"(API_?KEY|TOKEN|SECRET)$|^(OPENAI|ANTHROPIC|AZURE|AWS|GOOGLE|HF)_", re.IGNORECASE)
@@ -43,3 +48,17 @@ def stories() -> list[dict[str, Any]]:
 def recorded() -> list[dict[str, Any]]:
     """The recorded answers about them: doc_id, method, step, variables, response."""
     return _rows(STORIES / "answers.jsonl")
+
+
+@pytest.fixture(scope="session")
+def _server_process() -> Iterator[Server]:
+    server = start_server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(_server_process: Server) -> Server:
+    """A real OpenAI-compatible server, with counts at zero and no faults."""
+    _server_process.reset()
+    return _server_process

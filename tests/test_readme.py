@@ -1,0 +1,83 @@
+"""The README stays true: its commands exist, its plan is valid, its tree and figures are the real ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+
+from leaven.cli import app
+from leaven.plan import resolve
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith(f"{program} ")]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_its_make_targets_exist() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = [words[1] for words in commands("make")]
+    assert named == ["demo", "test"] and set(named) <= set(targets)
+
+
+@pytest.mark.parametrize("words", commands("leaven"), ids=" ".join)
+def test_its_commands_are_understood(words: list[str]) -> None:
+    group = typer.main.get_command(app)
+    command = group.commands[words[1]]  # type: ignore[attr-defined]
+    with command.make_context(words[1], words[2:]) as context:  # raises for what it does not know
+        assert context.command.name == words[1]
+
+
+def test_its_plan_is_valid() -> None:
+    (plan,) = [block for kind, block in BLOCKS if kind == "yaml"]
+    resolved = resolve(yaml.safe_load(plan), ROOT)
+    assert [stage.name for stage in resolved.generate] == ["rephrase", "mga", "entigraph"]
+
+
+def test_its_tree_is_the_tree() -> None:
+    (tree,) = [block for _, block in BLOCKS if block.startswith("leaven/\n")]
+    for line in tree.splitlines():
+        name = line.split()[0]
+        path = ROOT / "leaven" / name if line.startswith("  ") else ROOT / name
+        assert path.exists(), f"README names {name}"
+    inside = {path.name for path in (ROOT / "leaven").iterdir()} - {
+        "__init__.py",
+        "__pycache__",
+        "py.typed",
+        "errors.py",
+    }
+    assert inside == {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")}
+
+
+def test_the_demo_prints_the_figures_it_shows(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(
+        ROOT / "examples" / "stories", tmp_path / "stories", ignore=shutil.ignore_patterns("runs", "answers")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "leaven.cli",
+        "run",
+        str(tmp_path / "stories" / "plan.yaml"),
+        "--pairs",
+        "3",
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (table,) = [block for _, block in BLOCKS if block.startswith(" stage")]
+    for line in table.splitlines()[1:]:
+        for figure in re.findall(r"[\d,.]*\d", line):
+            assert figure in shown, f"the demo no longer prints {figure} ({line.strip()})"
+    assert shown.count("SOURCE ") == shown.count("WRITTEN by recorded ") == 3
