@@ -43,8 +43,15 @@ def samples() -> list[tuple[str, str]]:
         words = documents[row["doc_id"]]["text"].split()
         start = random.randrange(max(1, len(words) - WORDS))
         text = " ".join(words[start : start + WORDS])
-        document = Document(text=text, id=row["doc_id"], metadata={"title": documents[row["doc_id"]]["title"]})
-        variables = {"title": document.metadata["title"], "pairs": 5, "genre": "an essay", "audience": "adults"}
+        document = Document(
+            text=text, id=row["doc_id"], metadata={"title": documents[row["doc_id"]]["title"]}
+        )
+        variables = {
+            "title": document.metadata["title"],
+            "pairs": 5,
+            "genre": "an essay",
+            "audience": "adults",
+        }
         variables |= row["variables"] | {"text": "A short text about the same."}
         prompt = head(document) + fill(load_method(row["method"]).steps[row["step"]].prompt, variables)
         found.append((prompt, row["response"]))
@@ -123,7 +130,9 @@ def train(folder: Path, minutes: float, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)

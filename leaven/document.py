@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from datatrove.data import Document
 
 if TYPE_CHECKING:
@@ -27,6 +28,26 @@ __all__ = ["Document", "child", "child_id", "content_id", "read_parquet", "rejec
 LINEAGE = ("sources", "method", "step", "variables", "sample", "model", "request", "tokens")
 COLUMNS = ("id", "text", "title", "author", *LINEAGE, "metadata")
 REJECT_COLUMNS = (*COLUMNS, "reason", "detail")
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON with sorted keys, the same bytes for equal values.
+
+    A text may hold half a surrogate pair (cut-off emoji in scraped JSON), which UTF-8 cannot: such a value
+    is written with escapes instead.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def from_json(body: bytes) -> Any:
+    """What `to_json` wrote."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return json.loads(body)
 
 
 def content_id(text: str) -> str:
@@ -42,8 +63,8 @@ def child_id(
     Returns:
         32 hex digits. The same (sources, method, step, variables, sample) always gives the same id.
     """
-    identity = [list(sources), method, step, variables, sample]
-    return content_id(json.dumps(identity, sort_keys=True, ensure_ascii=False))
+    body = to_json([list(sources), method, step, variables, sample])
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
 
 
 def child(

@@ -12,7 +12,6 @@ what follows. Answers live outside the run, in the project's response store.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import tempfile
 import time
@@ -31,6 +30,7 @@ from leaven.corpus.tokens import load_tokenizer
 from leaven.errors import UsageError, nearest
 from leaven.generate._rehearse import Rehearsal, StepEstimate
 from leaven.generate._runner import generate
+from leaven.lm import loop
 from leaven.lm.base import Usage
 from leaven.lm.budget import Meter, Prices, load_prices
 from leaven.lm.client import LanguageModel
@@ -98,7 +98,7 @@ class _Run:
     def up_to(self, last: int) -> Result:
         self.build_corpus()
         if last >= 1 and self.plan.generate:
-            asyncio.run(self.generate())
+            loop.run(self.generate())
         if last >= 2 and self.plan.clean and self.plan.generate:
             self.clean()
         return self.result
@@ -238,7 +238,7 @@ def estimate(plan: Plan, *, probe: int = 0, console: Console | None = None) -> E
     with _locked(plan.folder):
         runner = _Run(plan, Reporter(plan.folder / "events.jsonl", console or Console(quiet=True)))
         runner.build_corpus()
-        return asyncio.run(_estimate(plan, runner, probe))
+        return loop.run(_estimate(plan, runner, probe))
 
 
 async def _estimate(plan: Plan, runner: _Run, probe: int) -> Estimate:

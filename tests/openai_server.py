@@ -1,8 +1,8 @@
 """A small OpenAI-compatible server, real HTTP in a process of its own, for tests and benchmarks.
 
 Its answers are a deterministic function of the request: JSON after the schema it is given, else text
-made of the document's own sentences in another order, so that cleaning has something real to do. It counts, logs every
-answer it gives, accounts shared prefixes as vLLM does, and fails on demand.
+made of the document's own sentences in another order, so that cleaning has something real to do. It
+counts, logs every answer it gives, accounts shared prefixes as vLLM does, and fails on demand.
 
     python tests/openai_server.py --port 0      prints "PORT n" when it is ready; ends with its parent
 

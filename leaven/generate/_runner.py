@@ -127,6 +127,7 @@ class _Runner:
         self._progress, self._only = progress, only
         self._done = self._started = 0
         self._most_open = 4 * model.backend.concurrency
+        self._advance(0)
 
     async def start_shard(self, group: asyncio.TaskGroup, number: int, path: Path) -> None:
         """Start all documents of a shard as the model has room; it is written when they are done."""

@@ -7,6 +7,7 @@
     store.py        every answer ever received, found by what was asked
     control.py      how many requests may be in flight
     budget.py       prices, caps, the ledger
+    loop.py         the event loop they run on
     client.py       the four above around a backend: `LanguageModel`
     structured.py   text to validated JSON
     ask.py          what a method sees: prompts, steps, rejects

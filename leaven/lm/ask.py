@@ -12,6 +12,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -60,7 +61,7 @@ class Step(BaseModel):
     typical_tokens: int = 0
     typical_ratio: float = 0.0
 
-    @property
+    @cached_property
     def sampling(self) -> Sampling:
         return Sampling(
             temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=self.stop
@@ -221,7 +222,7 @@ class Ask:
         prompt = self._head + fill(settings.prompt, {**known, **variables})
         messages: Messages = (("user", prompt),)
         origin = Origin(self.document.id, self.method, step, dict(variables))
-        json_schema = schema.model_json_schema() if schema else None
+        json_schema = _json_schema(schema) if schema else None
         request = Request(messages, settings.sampling, json_schema, sample, len(self._head), origin)
         key, answer = await self._model.answer(request, self._priority)
         text, finish = await self._complete(request, key, answer, settings)
@@ -330,6 +331,11 @@ class Ask:
 
 def _with_messages(request: Request, messages: Messages) -> Request:
     return Request(messages, request.sampling, request.schema, request.sample, request.shared, request.origin)
+
+
+@lru_cache(maxsize=256)
+def _json_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    return schema.model_json_schema()
 
 
 async def in_order(work: Iterable[Awaitable[T | None]]) -> AsyncIterator[T]:

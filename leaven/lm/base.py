@@ -11,8 +11,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
+
+from leaven.document import to_json
 
 Messages = tuple[tuple[str, str], ...]  # (role, content) in order
 
@@ -74,7 +75,7 @@ class Request:
 
     def key(self, identity: str) -> str:
         """Content address: 40 hex digits over the rendered request and the backend's identity."""
-        body = orjson.dumps([identity, self.rendered()], option=orjson.OPT_SORT_KEYS)
+        body = to_json([identity, self.rendered()])
         return hashlib.blake2b(body, digest_size=20).hexdigest()
 
 

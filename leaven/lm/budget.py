@@ -96,6 +96,11 @@ class Meter:
         self._tokens_per_character = 0.5  # cautious until the first answer says better
 
     @property
+    def capped(self) -> bool:
+        """Whether any cap is set."""
+        return self.max_tokens is not None or self.max_money is not None
+
+    @property
     def money(self) -> float | None:
         """Money spent so far, or None without prices."""
         return None if self.price is None else self.price.of(self.spent)
@@ -111,8 +116,6 @@ class Meter:
         Raises:
             Stopped: a cap leaves no room and nothing in flight could make room.
         """
-        if self.max_tokens is None and self.max_money is None:
-            return
         while not self._fits(worst):
             if self._set_aside.total == 0:
                 raise Stopped(self._exhausted(worst))
@@ -120,19 +123,19 @@ class Meter:
             await self._changed.wait()
         self._set_aside = self._set_aside + worst
 
-    def settle(self, worst: Usage, used: Usage | None, request: Request) -> None:
-        """Replace a reservation by what was really used (None: nothing was)."""
-        if self.max_tokens is not None or self.max_money is not None:
-            left = self._set_aside
-            self._set_aside = Usage(left.prompt - worst.prompt, 0, left.completion - worst.completion)
-            self._changed.set()
+    def settle(self, worst: Usage | None, used: Usage | None, request: Request) -> None:
+        """Count what was really used (None: nothing was), and release what was set aside for it."""
         if used is not None:
             self.spent = self.spent + used
-            characters = sum(len(content) for _, content in request.messages)
-            if not used.estimated and characters > 200:
-                seen = used.prompt / characters
-                # Follow the server's own tokenizer; a tenth above the last seen stays on the safe side.
-                self._tokens_per_character = 1.1 * seen
+        if worst is None:
+            return
+        left = self._set_aside
+        self._set_aside = Usage(left.prompt - worst.prompt, 0, left.completion - worst.completion)
+        self._changed.set()
+        characters = sum(len(content) for _, content in request.messages)
+        if used is not None and not used.estimated and characters > 200:
+            # Follow the server's own tokenizer; a tenth above the last seen stays on the safe side.
+            self._tokens_per_character = 1.1 * used.prompt / characters
 
     def _fits(self, worst: Usage) -> bool:
         total = self.spent + self._set_aside + worst
@@ -143,8 +146,8 @@ class Meter:
     def _exhausted(self, worst: Usage) -> str:
         if self.max_tokens is not None and (self.spent + worst).total > self.max_tokens:
             return (
-                f"token budget reached: {self.spent.total:,} of {self.max_tokens:,} spent and the next request "
-                f"may need {worst.total:,}; raise budget.tokens to go on"
+                f"token budget reached: {self.spent.total:,} of {self.max_tokens:,} spent and the next "
+                f"request may need {worst.total:,}; raise budget.tokens to go on"
             )
         return (
             f"money budget reached: {self.money:.4f} of {self.max_money} spent; raise budget.money to go on"

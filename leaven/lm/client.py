@@ -8,13 +8,13 @@
 
 What a failure means is decided here, once for all backends:
 
-| the backend says | the gate learns | then |
-|---|---|---|
-| Throttled | cut, wait Retry-After | again, without end while anything succeeds; after `patience` seconds of nothing but refusals, stop |
-| ServerError | cut | again up to `attempts`; then reject this request, or stop if nothing else succeeds either |
-| Dropped | nothing | the same; at the very start, stop soon with "cannot reach" |
-| Refused | nothing | reject this request; stop when the first requests are all refused |
-| Fatal | nothing | stop at once |
+    Throttled     the gate cuts and waits Retry-After; again, without end while anything succeeds, but after
+                  `patience` seconds of nothing but refusals the run stops
+    ServerError   the gate cuts; again up to `attempts`, then this request is rejected, or the run stops if
+                  nothing else succeeds either
+    Dropped       the gate learns nothing; the same, and at the very start the run soon ends
+    Refused       this request is rejected; the run stops when the first requests are all refused
+    Fatal         the run stops at once
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class LanguageModel:
         self.gate = Gate(backend.concurrency)
         self.traffic = Traffic()
         self._attempts, self._patience, self._first_delay = attempts, patience, first_delay
-        self._in_flight: dict[str, asyncio.Future[Answer]] = {}
+        self._in_flight: dict[str, list[asyncio.Future[Answer]]] = {}
         self._last_success: float | None = None
         self._opened = time.monotonic()
 
@@ -98,24 +98,24 @@ class LanguageModel:
         if stored is not None:
             self.traffic.from_store += 1
             return key, stored
-        running = self._in_flight.get(key)
-        if running is not None:
-            return key, await asyncio.shield(running)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._in_flight[key] = future
+        twins = self._in_flight.get(key)
+        if twins is not None:  # the same is being asked right now: wait for that answer
+            twin: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            twins.append(twin)
+            return key, await twin
+        twins = self._in_flight[key] = []
         try:
             answer = await self._ask_and_store(key, request, priority)
         except BaseException as error:
-            # A twin that waits for this one fails for the same reason.
-            if isinstance(error, Exception):
-                future.set_exception(error)
-                future.exception()  # marks it as seen when nobody waits
-            else:
-                future.cancel()
+            for twin in twins:  # it fails for the same reason
+                if not twin.done():
+                    twin.set_exception(error) if isinstance(error, Exception) else twin.cancel()
             raise
         finally:
             del self._in_flight[key]
-        future.set_result(answer)
+        for twin in twins:
+            if not twin.done():
+                twin.set_result(answer)
         return key, answer
 
     async def close(self) -> None:
@@ -150,8 +150,10 @@ class LanguageModel:
             await asyncio.sleep(delay)
 
     async def _send_once(self, request: Request, priority: int) -> tuple[Answer, float]:
-        worst = self.meter.worst_case(request)
-        await self.meter.set_aside(worst)
+        worst = None
+        if self.meter.capped:
+            worst = self.meter.worst_case(request)
+            await self.meter.set_aside(worst)
         used: Usage | None = None
         try:
             ticket = await self.gate.acquire(priority)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from leaven.document import to_json
 from leaven.errors import UsageError
 from leaven.lm.base import Answer, Dropped, Fatal, Refused, Request, ServerError, Throttled, Usage
 
@@ -126,8 +127,10 @@ class OpenAI:
 
     def _open_session(self) -> aiohttp.ClientSession:
         import aiohttp
+        from yarl import URL
 
-        headers = {"Content-Type": "application/json"}
+        headers = {}
+        self._parsed_url = URL(self._url)
         variable = self.config.key_env
         if variable:
             if not os.environ.get(variable):
@@ -137,15 +140,18 @@ class OpenAI:
             headers["Authorization"] = f"Bearer {os.environ[variable]}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=self.config.timeout)
         connector = aiohttp.TCPConnector(limit=0)  # the gate alone decides how many are in flight
-        return aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout)
+        # No cookies: every request stands alone, and a jar costs time on each.
+        jar = aiohttp.DummyCookieJar()
+        return aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout, cookie_jar=jar)
 
     async def _post(self, request: Request, mode: JsonMode) -> Answer:
         import aiohttp
 
         if self._session is None:
             self._session = self._open_session()
+        payload = aiohttp.BytesPayload(to_json(self.body(request, mode)), content_type="application/json")
         try:
-            async with self._session.post(self._url, data=orjson.dumps(self.body(request, mode))) as response:
+            async with self._session.post(self._parsed_url, data=payload, allow_redirects=False) as response:
                 content = await response.read()
                 status, retry_after = response.status, response.headers.get("Retry-After")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -67,8 +67,8 @@ class Replay:
                 return Answer(text, "stop", Usage(prompt, 0, len(text) // 4, estimated=True))
         shown = json.dumps(origin.variables, ensure_ascii=False)[:200]
         raise Refused(
-            f"{self._path}: nothing recorded for document {origin.document!r}, {origin.method}/{origin.step}, "
-            f"variables {shown}, sample {request.sample}"
+            f"{self._path}: nothing recorded for document {origin.document!r}, "
+            f"{origin.method}/{origin.step}, variables {shown}, sample {request.sample}"
         )
 
     def variables(self, document: str, method: str, step: str) -> list[dict[str, Any]]:

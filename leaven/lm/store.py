@@ -31,9 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import zstandard
 
+from leaven.document import from_json, to_json
 from leaven.errors import Stopped, UsageError
 from leaven.lm.base import Answer, Request, Usage
 
@@ -47,11 +47,12 @@ CREATE TABLE IF NOT EXISTS answers (
   answer BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS answers_key ON answers (key);
 """
-_INSERT = "INSERT INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _SELECT = (
-    "SELECT max_tokens, finish, prompt, cached, completion, estimated, answer FROM answers "
-    "WHERE key = ? ORDER BY finish = 'length', max_tokens DESC"
+    "SELECT max_tokens, finish, prompt, cached, completion, estimated, answer FROM answers WHERE key = ?"
 )
+_SHARED_FROM = 2000  # characters; a shorter head is stored with each request, which is cheaper
+_MOST_KEYS = 2_000_000  # held in memory (65 bytes each), to know a new request without asking SQLite
+_INSERT_ROWS = 100  # in one statement
 _BATCH = 512  # most answers in one commit; a commit costs one fsync however many it holds
 
 
@@ -102,24 +103,44 @@ class ResponseStore:
             self._path, self._lock = _claim(folder)
             self._writer = _connect(self._path)
             self._writer.executescript(_SCHEMA)
-            self._readers = [_connect(path) for path in sorted(folder.glob("answers-*.sqlite"))]
+            others = (path for path in sorted(folder.glob("answers-*.sqlite")) if path != self._path)
+            self._own = _connect(self._path)
+            self._readers = [self._own, *map(_connect, others)]
+            keys = self._own.execute("SELECT key FROM answers LIMIT ?", (_MOST_KEYS + 1,))
+            found = {hash(key) for (key,) in keys}
+            self._own_keys: set[int] | None = found if len(found) <= _MOST_KEYS else None
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"cannot use the response store {folder}: {error}") from error
         self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._heads: set[bytes] = set()
+        self._compressor = zstandard.ZstdCompressor(level=1)
         self._decompress = zstandard.ZstdDecompressor().decompress
         self._thread = threading.Thread(target=self._write_loop, name="leaven-store", daemon=True)
         self._thread.start()
 
     def find(self, key: str, max_tokens: int) -> Answer | None:
         """The stored answer for this key that is valid under `max_tokens`, else None."""
+        best: tuple[Any, ...] | None = None
+        for reader, held in self._readers_and_keys():
+            if held is not None and hash(key) not in held:
+                continue
+            for row in reader.execute(_SELECT, (key,)):
+                limit, finish = row[:2]
+                if finish != "length":
+                    best = row
+                    break
+                if limit >= max_tokens and (best is None or limit < best[0]):
+                    best = row  # cut off, but by a limit that is no smaller than today's
+        if best is None:
+            return None
+        _, finish, prompt, cached, completion, estimated, body = best
+        text, reasoning = from_json(self._decompress(body))
+        return Answer(text, finish, Usage(prompt, cached, completion, bool(estimated)), reasoning)
+
+    def _readers_and_keys(self) -> Iterator[tuple[sqlite3.Connection, set[int] | None]]:
+        """The own file with (hashes of) all keys it holds, and other writers' files, which grow unseen."""
         for reader in self._readers:
-            for limit, finish, prompt, cached, completion, estimated, body in reader.execute(_SELECT, (key,)):
-                if finish == "length" and limit < max_tokens:
-                    continue  # it was cut off by a smaller limit than today's
-                text, reasoning = orjson.loads(self._decompress(body))
-                return Answer(text, finish, Usage(prompt, cached, completion, bool(estimated)), reasoning)
-        return None
+            yield reader, self._own_keys if reader is self._own else None
 
     async def add(
         self, key: str, request: Request, answer: Answer, *, model: str, identity: str, seconds: float
@@ -131,6 +152,10 @@ class ResponseStore:
         """
         if self.failure:
             raise self.failure
+        if self._own_keys is not None:
+            self._own_keys.add(hash(key))
+            if len(self._own_keys) > _MOST_KEYS:
+                self._own_keys = None
         done = asyncio.get_running_loop().create_future()
         self._queue.put(_Pending(key, request, answer, model, identity, seconds, done))
         await done
@@ -173,33 +198,44 @@ class ResponseStore:
             if row is None:
                 continue
             found = dict(zip([column[0] for column in cursor.description], row, strict=True))
-            rendered = orjson.loads(self._decompress(found.pop("request")))
+            rendered = from_json(self._decompress(found.pop("request")))
             head = found.pop("head")
             if head is not None:
                 body = reader.execute("SELECT body FROM texts WHERE hash = ?", (head,)).fetchone()[0]
-                rendered["messages"][0][1] = self._decompress(body).decode() + rendered["messages"][0][1]
-            text, reasoning = orjson.loads(self._decompress(found.pop("answer")))
+                rendered["messages"][0][1] = (
+                    self._decompress(body).decode("utf-8", "surrogatepass") + rendered["messages"][0][1]
+                )
+            text, reasoning = from_json(self._decompress(found.pop("answer")))
             return found | {"request": rendered, "text": text, "reasoning": reasoning}
         return None
 
     def seen(self, identity: str, most: int = 2000) -> Iterator[Seen]:
-        """The latest answers of one backend, at most `most` per file, for planning."""
+        """The latest answers of one backend, at most `most` per file, for planning.
+
+        Those of this run if it has any: other plans may have asked for other lengths.
+        """
+        own = any(
+            reader.execute(
+                "SELECT 1 FROM answers WHERE identity = ? AND run = ?", (identity, self.run)
+            ).fetchone()
+            for reader in self._readers
+        )
         query = (
-            "SELECT method, step, finish, prompt, cached, completion, estimated, seconds, request, head, answer "
-            "FROM answers WHERE identity = ? ORDER BY rowid DESC LIMIT ?"
+            "SELECT method, step, finish, prompt, cached, completion, estimated, seconds, request, head, "
+            "answer FROM answers WHERE identity = ? AND (run = ? OR ?) ORDER BY rowid DESC LIMIT ?"
         )
         heads: dict[bytes, int] = {}
         for reader in self._readers:
-            for row in reader.execute(query, (identity, most)):
+            for row in reader.execute(query, (identity, self.run, not own, most)):
                 method, step, finish, prompt, cached, completion, estimated, seconds, request, head, body = (
                     row
                 )
-                rendered = orjson.loads(self._decompress(request))
+                rendered = from_json(self._decompress(request))
                 if head is not None and head not in heads:
                     text = reader.execute("SELECT body FROM texts WHERE hash = ?", (head,)).fetchone()[0]
-                    heads[head] = len(self._decompress(text).decode())
+                    heads[head] = len(self._decompress(text).decode("utf-8", "surrogatepass"))
                 characters = sum(len(content) for _, content in rendered["messages"]) + heads.get(head, 0)
-                text, reasoning = orjson.loads(self._decompress(body))
+                text, reasoning = from_json(self._decompress(body))
                 usage = Usage(prompt, cached, completion, bool(estimated))
                 answer = Answer(text, finish, usage, reasoning)
                 yield Seen(method, step, len(rendered["messages"]), characters, answer, seconds)
@@ -218,7 +254,6 @@ class ResponseStore:
     # -- the writer thread: one commit for all answers that arrived during the last one -------------
 
     def _write_loop(self) -> None:
-        compress = zstandard.ZstdCompressor(level=3).compress
         while True:
             batch = [self._queue.get()]
             with suppress(queue.Empty):
@@ -226,17 +261,16 @@ class ResponseStore:
                     batch.append(self._queue.get_nowait())
             pending = [item for item in batch if item is not None]
             if pending:
-                self._commit(pending, compress)
+                self._commit(pending)
             if len(pending) < len(batch):
                 return
 
-    def _commit(self, pending: list[_Pending], compress: Any) -> None:
-        failure: Stopped | None = self.failure
+    def _commit(self, pending: list[_Pending]) -> None:
+        failure = self.failure
         if failure is None:
             try:
                 with self._writer:  # one transaction
-                    rows = [self._row(item, compress) for item in pending]
-                    self._writer.executemany(_INSERT, rows)
+                    self._insert(pending)
             except (sqlite3.Error, OSError) as error:
                 failure = Stopped(
                     f"cannot write to the response store {self._path}: {error}; no more was asked"
@@ -246,26 +280,51 @@ class ResponseStore:
         with suppress(RuntimeError):  # the loop was closed by Ctrl+C: what was committed stays
             loop.call_soon_threadsafe(_resolve, [item.done for item in pending], failure)
 
-    def _row(self, item: _Pending, compress: Any) -> tuple[Any, ...]:
-        request, answer, head = item.request, item.answer, None
+    def _insert(self, pending: list[_Pending]) -> None:
+        """Compress and insert a batch in few calls: each call into zstd or SQLite lets the event loop's
+        thread take the interpreter, and a call per row would make the two threads wait for each other."""
+        bodies: Any = []
+        heads: dict[bytes, bytes] = {}
+        rows: list[list[Any]] = []
+        for item in pending:
+            row, request, answer = self._row(item, heads)
+            rows.append(row)
+            bodies += (request, answer)
+        bodies += heads.values()
+        buffers: Any = self._compressor.multi_compress_to_buffer(bodies)  # typed for mutable buffers only
+        packed = [bytes(buffers[i]) for i in range(len(buffers))]
+        for number, row in enumerate(rows):
+            row += packed[2 * number : 2 * number + 2]
+        for digest, body in zip(heads, packed[2 * len(rows) :], strict=True):
+            self._writer.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (digest, body))
+        for start in range(0, len(rows), _INSERT_ROWS):
+            some = rows[start : start + _INSERT_ROWS]
+            values = ",".join(["(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"] * len(some))
+            self._writer.execute(
+                f"INSERT INTO answers VALUES {values}", [cell for row in some for cell in row]
+            )
+        self._heads.update(heads)
+
+    def _row(self, item: _Pending, heads: dict[bytes, bytes]) -> tuple[list[Any], bytes, bytes]:
+        """(cells without the two bodies, request body, answer body); a head not stored yet joins `heads`."""
+        request, answer, digest = item.request, item.answer, None
         rendered = request.rendered()
-        if request.shared:
+        if request.shared >= _SHARED_FROM:
             role, content = request.messages[0]
-            shared = content[: request.shared].encode()
-            head = hashlib.blake2b(shared, digest_size=16).digest()
+            shared = content[: request.shared].encode("utf-8", "surrogatepass")
+            digest = hashlib.blake2b(shared, digest_size=16).digest()
             rendered["messages"] = ((role, content[request.shared :]), *request.messages[1:])
-            if head not in self._heads:
-                self._writer.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (head, compress(shared)))
-                self._heads.add(head)
+            if digest not in self._heads:
+                heads[digest] = shared
         origin, usage = request.origin, answer.usage
         rendered["variables"] = origin.variables
-        return (
+        cells = [
             *(item.key, request.sampling.max_tokens, self.run, item.model),
             *(origin.method, origin.step, origin.document, answer.finish),
             *(usage.prompt, usage.cached, usage.completion, int(usage.estimated)),
-            *(item.seconds, time.time(), item.identity, head, compress(orjson.dumps(rendered))),
-            compress(orjson.dumps([answer.text, answer.reasoning])),
-        )
+            *(item.seconds, time.time(), item.identity, digest),
+        ]
+        return cells, to_json(rendered), to_json([answer.text, answer.reasoning])
 
 
 def _resolve(waiting: list[asyncio.Future[None]], failure: Stopped | None) -> None:
@@ -280,6 +339,7 @@ def _resolve(waiting: list[asyncio.Future[None]], failure: Stopped | None) -> No
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, timeout=60)
     connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA mmap_size=1073741824")  # look-ups read memory, not files
     connection.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut, not only a crash
     return connection
 

@@ -108,7 +108,8 @@ class Transformers:
         except (OSError, ValueError) as error:
             raise UsageError(f"checkpoint {self.config.path}: {str(error).splitlines()[0]}") from error
         self._tokenizer: Any = tokenizer
-        self._model: Any = model.to(device).eval()
+        self._model: Any = model
+        self._model.to(device).eval()
         self._context = int(
             getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
         )
