@@ -26,6 +26,7 @@ from leaven.lm import loop
 
 IN_FLIGHT = 256
 ROUNDS = 5
+PEER_SECONDS = 180
 DELAY = 0.02
 ANSWER_BYTES = 1000
 TARGET_SHARE, TARGET_TIMES = 0.6, 4.0
@@ -153,7 +154,8 @@ async def rollout(document, generate):
     return (await generate({"messages": [{"role": "user", "content": document.text}]})).text
 config = InferenceConfig(server_type="endpoint", model_name_or_path="m", endpoint_url=url,
     rollouts_per_document=1, max_concurrent_generations=in_flight, use_chat=True, metric_interval=3600)
-runner = InferenceRunner(rollout_fn=rollout, config=config, output_writer=JsonlWriter(folder + "/out", "${rank}_${chunk_index}.jsonl"),
+writer = JsonlWriter(folder + "/out", "${rank}_${chunk_index}.jsonl")
+runner = InferenceRunner(rollout_fn=rollout, config=config, output_writer=writer,
     checkpoints_local_dir=folder + "/check", records_per_chunk=500)
 texts = [f"Document {i}. " + "Some words that stand for a short document. " * 20 for i in range(number)]
 documents = [Document(text=text, id=str(i)) for i, text in enumerate(texts)]
@@ -198,7 +200,11 @@ print("RATE", number / (time.perf_counter() - started))
 def peer(name: str, python: str, url: str, number: int) -> float | None:
     """Requests per second of a peer in its own environment; None if it did not run (shows why)."""
     command = [python, "-c", PEER_CODE[name], url, str(number), str(IN_FLIGHT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"{name} did not finish {number:,} requests in {PEER_SECONDS} s")
+        return None
     for line in done.stdout.splitlines():
         if line.startswith("RATE "):
             return float(line.split()[1])

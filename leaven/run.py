@@ -272,9 +272,11 @@ async def _estimate(plan: Plan, runner: _Run, probe: int) -> Estimate:
 
 async def _probe(plan: Plan, runner: _Run, store: ResponseStore, number: int, scratch: Path) -> float:
     """Expand some documents for real; returns completion tokens per second."""
-    # Evenly spread over the sorted ids: the same choice every time, so a second probe costs nothing.
-    ids = sorted(document.id for document in read_stage(runner.corpus))
-    chosen = set(ids[:: max(1, len(ids) // number)][:number])
+    # Evenly spread over the lengths, so that the sample is as long as the corpus is on average; the same
+    # choice every time, so that a second probe costs nothing.
+    by_length = sorted((document.metadata["tokens"], document.id) for document in read_stage(runner.corpus))
+    number = min(number, len(by_length))
+    chosen = {by_length[(2 * i + 1) * len(by_length) // (2 * number)][1] for i in range(number)}
     model = open_model(plan, store)
     started = time.monotonic()
     try:

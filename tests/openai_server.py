@@ -196,7 +196,7 @@ class Server:
 def _value(name: str, document: str, draw: random.Random) -> Any:
     if name == "entities":
         names = sorted(set(NAME.findall(document))) or ["Nobody", "Nothing"]
-        return draw.sample(names, min(len(names), draw.randint(6, 20)))
+        return draw.sample(names, min(len(names), draw.randint(10, 16)))
     if name == "score":
         return draw.choice([2, 3, 3, 4, 4, 5, 5, 5])
     if name == "summary":

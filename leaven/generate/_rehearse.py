@@ -10,9 +10,10 @@ seen), or, before there are any, an answer made from the schema and the step's t
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -22,6 +23,7 @@ from leaven.lm.base import Answer, Backend, Request, Usage
 from leaven.lm.control import Gate
 from leaven.lm.store import ResponseStore, Seen
 
+LEAST_FOR_SLOPE = 8  # answers
 TYPICAL_ITEMS = 16  # entities of the recorded stories
 
 
@@ -68,6 +70,7 @@ class Rehearsal:
         self._rotation: dict[tuple[str, str, int], Iterator[Seen]] = {
             group: itertools.cycle(found) for group, found in self._seen.items()
         }
+        self._slopes = {group: _slope(found) for group, found in self._seen.items()}
         every = [seen for found in self._seen.values() for seen in found if seen.characters > 200]
         if every:
             sent = sum(seen.characters for seen in every)
@@ -105,9 +108,14 @@ class Rehearsal:
         return Usage(prompt, cached, answer.usage.completion)
 
     def _stand_in(self, request: Request) -> Answer:
-        rotation = self._rotation.get(_group(request))
+        group = _group(request)
+        rotation = self._rotation.get(group)
         if rotation is not None:
-            return next(rotation).answer
+            seen = next(rotation)
+            characters = sum(len(content) for _, content in request.messages)
+            longer = self._slopes[group] * (characters - seen.characters)
+            tokens = max(1, round(seen.answer.usage.completion + longer))
+            return replace(seen.answer, usage=Usage(0, 0, tokens))
         step = self._steps[request.origin.method][request.origin.step]
         document_tokens = request.shared * self._tokens_per_character
         tokens = min(step.max_tokens, round(step.typical_tokens + step.typical_ratio * document_tokens))
@@ -116,6 +124,19 @@ class Rehearsal:
         else:
             text = "word " * max(1, round(tokens / self._tokens_per_character / 5))
         return Answer(text, "stop", Usage(0, 0, tokens, estimated=True))
+
+
+def _slope(found: list[Seen]) -> float:
+    """Tokens by which an answer grows with a character of its prompt (least squares); 0 for few answers.
+
+    Some steps write in proportion to the document (rephrasing), others do not (relating two entities).
+    """
+    if len(found) < LEAST_FOR_SLOPE:
+        return 0.0
+    lengths = [seen.characters for seen in found]
+    answers = [seen.answer.usage.completion for seen in found]
+    spread = statistics.pvariance(lengths)
+    return statistics.covariance(lengths, answers) / spread if spread else 0.0
 
 
 def _group(request: Request) -> tuple[str, str, int]:
