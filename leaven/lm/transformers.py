@@ -12,7 +12,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -108,8 +108,9 @@ class Transformers:
         except (OSError, ValueError) as error:
             raise UsageError(f"checkpoint {self.config.path}: {str(error).splitlines()[0]}") from error
         self._tokenizer: Any = tokenizer
-        self._model: Any = model
-        self._model.to(device).eval()
+        self._model = cast(Any, model)
+        self._model.to(device)
+        self._model.eval()
         self._context = int(
             getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
         )

@@ -81,21 +81,20 @@ def test_no_slot_is_lost_or_granted_twice(steps: list[tuple[str, int]]) -> None:
             nonlocal most
             ticket = await gate.acquire(priority)
             most = max(most, gate.in_flight)
-            await asyncio.sleep(0)
-            if fate == "ok":
-                gate.release(ticket)
-            elif fate == "complain":
-                gate.release(ticket, complained=True)
-            else:
-                gate.abandon()
+            try:
+                await asyncio.sleep(0)
+            finally:
+                if fate in ("ok", "complain"):
+                    gate.release(ticket, complained=fate == "complain")
+                else:
+                    gate.abandon()
 
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(one(*step)) for step in steps]
         await asyncio.sleep(0)
         for (fate, _), task in zip(steps, tasks, strict=True):
             if fate == "cancel" and gate.waiting:
                 task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert most <= 4
-        assert gate.waiting == 0
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert most <= 4 and gate.in_flight == 0
 
     asyncio.run(work())
