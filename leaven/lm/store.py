@@ -209,8 +209,8 @@ class ResponseStore:
             return found | {"request": rendered, "text": text, "reasoning": reasoning}
         return None
 
-    def seen(self, identity: str, most: int = 2000) -> Iterator[Seen]:
-        """The latest answers of one backend, at most `most` per file, for planning.
+    def seen(self, identity: str, most: int = 500) -> Iterator[Seen]:
+        """The latest answers of one backend, at most `most` of a step and file, for planning.
 
         Those of this run if it has any: other plans may have asked for other lengths.
         """
@@ -220,10 +220,13 @@ class ResponseStore:
             ).fetchone()
             for reader in self._readers
         )
-        query = (
-            "SELECT method, step, finish, prompt, cached, completion, estimated, seconds, request, head, "
-            "answer FROM answers WHERE identity = ? AND (run = ? OR ?) ORDER BY rowid DESC LIMIT ?"
-        )
+        query = """
+            SELECT method, step, finish, prompt, cached, completion, estimated, seconds, request, head, answer
+            FROM answers WHERE rowid IN (
+              SELECT id FROM (
+                SELECT rowid AS id, row_number() OVER (PARTITION BY method, step ORDER BY rowid DESC) AS place
+                FROM answers WHERE identity = ? AND (run = ? OR ?))
+              WHERE place <= ?)"""
         heads: dict[bytes, int] = {}
         for reader in self._readers:
             for row in reader.execute(query, (identity, self.run, not own, most)):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leaven.errors import Stopped, UsageError
-from leaven.lm.base import Answer, Request, Sampling, Usage
+from leaven.lm.base import Answer, Origin, Request, Sampling, Usage
 from leaven.lm.store import ResponseStore
 
 
@@ -168,6 +168,22 @@ def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="cannot use the response store"):
         ResponseStore(tmp_path)
+
+
+def test_planning_sees_every_step_however_many_answers_another_has(tmp_path: Path) -> None:
+    store = ResponseStore(tmp_path)
+
+    async def fill() -> None:
+        for i in range(40):
+            step = "rare" if i == 0 else "frequent"
+            asked = Request((("user", str(i)),), Sampling(), origin=Origin("d", "m", step))
+            answer = Answer("a", "stop", Usage(1, 0, 1))
+            await store.add(asked.key("test"), asked, answer, model="m", identity="test", seconds=0)
+
+    asyncio.run(fill())
+    steps = [seen.step for seen in store.seen("test", most=5)]
+    assert sorted(steps) == ["frequent"] * 5 + ["rare"]
+    store.close()
 
 
 def test_planning_prefers_this_runs_own_answers(tmp_path: Path) -> None:
