@@ -31,7 +31,7 @@ DELAY = 0.02
 ANSWER_BYTES = 1000
 TARGET_SHARE, TARGET_TIMES = 0.6, 4.0
 PEERS = {
-    "datatrove": "pip install 'datatrove[inference]'",
+    "datatrove": "pip install datatrove aiosqlite httpx 'xxhash<4' orjson",
     "distilabel": "pip install 'distilabel[openai]'",
     "curator": "pip install bespokelabs-curator",
 }
@@ -152,7 +152,7 @@ url, number, in_flight = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 folder = tempfile.mkdtemp()
 async def rollout(document, generate):
     return (await generate({"messages": [{"role": "user", "content": document.text}]})).text
-config = InferenceConfig(server_type="endpoint", model_name_or_path="m", endpoint_url=url,
+config = InferenceConfig(server_type="endpoint", model_name_or_path="m", endpoint_url=url.removesuffix("/v1"),
     rollouts_per_document=1, max_concurrent_generations=in_flight, use_chat=True, metric_interval=3600)
 writer = JsonlWriter(folder + "/out", "${rank}_${chunk_index}.jsonl")
 runner = InferenceRunner(rollout_fn=rollout, config=config, output_writer=writer,
