@@ -8,6 +8,7 @@ counts, logs every answer it gives, accounts shared prefixes as vLLM does, and f
 
     POST /v1/chat/completions, /v1/completions  as OpenAI's
     GET  /stats                                 what was asked so far
+    GET  /last                                  path, headers and body of the last request
     POST /fault {"kind": ..., "times": n, ...}  how the next n answers fail
     POST /reset                                 forget counts, faults and cache
 """
@@ -28,6 +29,8 @@ from typing import Any
 
 from aiohttp import web
 
+# Faults in the answer itself; the others take its place.
+SPOILT = ("empty", "length", "abort", "nonsense", "broken_json", "no_usage")
 BLOCK = 16  # tokens of a cache block, as in vLLM
 TOKEN = re.compile(r"\w{1,6}|[^\w\s]|\s+\w{1,6}")
 NAME = re.compile(r"(?<![.!?\"] )(?<!^)\b[A-Z][a-z]+(?: [A-Z][a-z]+)*\b")
@@ -80,15 +83,21 @@ class Server:
         self.faults: list[dict[str, Any]] = []
         self.in_flight = self.most_in_flight = 0
         self.cache = PrefixCache(self.options.cache_blocks)
+        self.last: tuple[str, dict[str, str], bytes] = ("", {}, b"{}")
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
         self.counts["requests"] += 1
+        self.last = (request.path, dict(request.headers), raw)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             fault = self._fault(request, raw)
-            if fault is None or fault["kind"] in ("empty", "length", "nonsense", "broken_json"):
+            if fault is not None and fault["kind"] == "slow":
+                self.counts["fault slow"] += 1
+                await asyncio.sleep(fault["seconds"])
+                fault = None
+            if fault is None or fault["kind"] in SPOILT:
                 return await self._answer(request, raw, fault)
             return await self._fail(request, raw, fault)
         finally:
@@ -119,7 +128,9 @@ class Server:
     async def _fail(self, request: web.Request, raw: bytes, fault: dict[str, Any]) -> web.StreamResponse:
         self.counts[f"fault {fault['kind']} {fault.get('status', '')}".strip()] += 1
         if fault["kind"] == "status":
-            headers = {"Retry-After": str(fault["retry_after"])} if "retry_after" in fault else {}
+            headers = dict(fault.get("headers", {}))
+            if "retry_after" in fault:
+                headers["Retry-After"] = str(fault["retry_after"])
             error = {"error": {"message": fault.get("message", "scripted"), "code": fault.get("code")}}
             return web.json_response(error, status=fault["status"], headers=headers)
         if fault["kind"] == "garbage":
@@ -158,6 +169,8 @@ class Server:
         }
         self.counts["prompt_tokens"] += usage["prompt_tokens"]
         self.counts["completion_tokens"] += usage["completion_tokens"]
+        if fault is not None and fault["kind"] == "no_usage":
+            usage = {}
         if self.log:
             answer = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
             self.log.write(json.dumps({"body": digest, "answer": answer}) + "\n")
@@ -183,6 +196,10 @@ class Server:
             "cache": {"asked": self.cache.asked, "served": self.cache.served, "bound": self.cache.bound},
         }
         return web.json_response(found)
+
+    async def recall(self, request: web.Request) -> web.Response:
+        path, headers, raw = self.last
+        return web.json_response({"path": path, "headers": headers, "body": json.loads(raw)})
 
     async def script(self, request: web.Request) -> web.Response:
         self.faults.append({"times": 1, **await request.json()})
@@ -222,8 +239,10 @@ def _prose(document: str, draw: random.Random) -> str:
 def _spoil(text: str, kind: str) -> tuple[str, str]:
     if kind == "empty":
         return "", "stop"
-    if kind == "length":
-        return text[: len(text) // 2], "length"
+    if kind in ("length", "abort"):
+        return text[: len(text) // 2], kind
+    if kind == "no_usage":
+        return text, "stop"
     if kind == "broken_json":
         return "```json\n" + text.rstrip("}") + ",}\n```", "stop"
     return "I would rather talk about the weather.", "stop"
@@ -245,6 +264,7 @@ async def serve(options: argparse.Namespace) -> None:
     app.router.add_post("/v1/chat/completions", server.handle)
     app.router.add_post("/v1/completions", server.handle)
     app.router.add_get("/stats", server.stats)
+    app.router.add_get("/last", server.recall)
     app.router.add_post("/fault", server.script)
     app.router.add_post("/reset", server.forget)
     runner = web.AppRunner(app, access_log=None)

@@ -23,8 +23,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def stats(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats", timeout=10) as response:
-            return dict(json.load(response))
+        return self._get("stats")
+
+    def last(self) -> dict[str, Any]:
+        """Path, headers and body of the last request."""
+        return self._get("last")
 
     def fault(self, kind: str, times: int = 1, **details: Any) -> None:
         self._post("fault", {"kind": kind, "times": times, **details})
@@ -35,6 +38,10 @@ class Server:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def _get(self, path: str) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as response:
+            return dict(json.load(response))
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
