@@ -38,7 +38,10 @@ PEERS = {
 
 
 class FastServer(asyncio.Protocol):
-    """The least a server can do: find the end of a request, answer after a while; keeps connections open."""
+    """The least a server can do: find the end of a request, answer after a while.
+
+    Connections stay open unless the client asks otherwise (datatrove's reads until they close).
+    """
 
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
@@ -57,11 +60,13 @@ class FastServer(asyncio.Protocol):
             if len(self.buffer) < end + 4 + length:
                 return
             self.buffer = self.buffer[end + 4 + length :]
-            asyncio.get_running_loop().call_later(DELAY, self.respond)
+            asyncio.get_running_loop().call_later(DELAY, self.respond, b"connection: close" in head)
 
-    def respond(self) -> None:
+    def respond(self, close: bool) -> None:
         if not self.transport.is_closing():
             self.transport.write(self.answer)
+            if close:
+                self.transport.close()
 
 
 async def serve() -> None:

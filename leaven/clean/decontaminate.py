@@ -95,7 +95,7 @@ def protected(path: Path, fields: Sequence[str] | None) -> Iterator[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
         raise UsageError(f"decontaminate: evaluation file {path}: {reason}") from error
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         yield from (line for _, line in lines)
         return

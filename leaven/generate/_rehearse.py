@@ -135,8 +135,9 @@ def _slope(found: list[Seen]) -> float:
         return 0.0
     lengths = [seen.characters for seen in found]
     answers = [seen.answer.usage.completion for seen in found]
-    spread = statistics.pvariance(lengths)
-    return statistics.covariance(lengths, answers) / spread if spread else 0.0
+    if len(set(lengths)) == 1:
+        return 0.0
+    return statistics.linear_regression(lengths, answers).slope
 
 
 def _group(request: Request) -> tuple[str, str, int]:
@@ -148,9 +149,16 @@ def _example(schema: dict[str, Any], root: dict[str, Any], name: str = "") -> An
     (equal ones would give equal requests, which are sent once)."""
     if "$ref" in schema:
         return _example(root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root, name)
+    if "enum" in schema or "const" in schema:
+        return schema.get("const", schema.get("enum", [None])[0])
+    if "anyOf" in schema:
+        return _example(schema["anyOf"][0], root, name)
     kind = schema.get("type")
+    if kind == "boolean":
+        return True
     if kind == "object":
-        return {key: _example(field, root, key) for key, field in schema.get("properties", {}).items()}
+        fields = schema.get("properties", {}).items()
+        return {key: _example(field, root, f"{name} {key}".strip()) for key, field in fields}
     if kind == "array":
         return [_example(schema["items"], root, f"{name} {i}") for i in range(TYPICAL_ITEMS)]
     if kind in ("integer", "number"):

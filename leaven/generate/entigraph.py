@@ -175,14 +175,14 @@ def groups_of(entities: list[str], document: Document, config: Config) -> list[G
 def _listed(path: Path) -> dict[str, list[Group]]:
     found: dict[str, list[Group]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().strip().split(b"\n")
     except OSError as error:
         raise UsageError(f"entigraph groups {path}: {error.strerror}") from error
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             found.setdefault(row["document"], []).append(tuple(row["entities"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f'entigraph groups {path}:{number}: each line must be {{"document": id, "entities": [...]}}'
             ) from error

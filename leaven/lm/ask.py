@@ -309,6 +309,8 @@ class Ask:
                 f"cut off after {tokens} tokens (max_tokens {settings.max_tokens}, {turns} continuations)"
             )
             raise Rejected("truncated", detail, text, key)
+        if finish == "content_filter":
+            raise Rejected("content filter", "the server withheld the rest of the answer", text, key)
         return _THOUGHTS.sub("", text).strip(), finish
 
     async def _validated(

@@ -184,6 +184,8 @@ def _parse(content: bytes, request: Request, api: str, url: str) -> Answer:
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         shown = content[:120].decode("utf-8", "replace")
         raise ServerError(f"{url}: status 200 but not a completion: {shown!r}") from error
+    if finish in ("abort", "error"):  # vLLM and SGLang, while they are shutting down
+        raise ServerError(f"{url}: the server gave up in the middle of an answer (finish reason {finish})")
     return Answer(text, finish, usage, reasoning)
 
 

@@ -50,7 +50,7 @@ class Replay:
             raise UsageError(f"recording {config.path}: {error.strerror}") from error
         self.identity = f"replay {hashlib.blake2b(content, digest_size=16).hexdigest()}"
         self._rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-        for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+        for number, line in enumerate(content.split(b"\n"), 1):
             if line.strip():
                 row = _row(line, f"{config.path}:{number}")
                 self._rows.setdefault((row["doc_id"], row["method"], row["step"]), []).append(row)
@@ -79,12 +79,14 @@ class Replay:
         """Nothing is open."""
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UsageError(f"recording {where}: broken JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("variables", {}), dict):
+        raise UsageError(f"recording {where}: not a JSON object with an object of variables")
     missing = {"doc_id", "method", "step", "variables", "response"} - set(row)
     if missing:
         raise UsageError(f"recording {where}: missing {', '.join(sorted(missing))}")
-    return dict(row)
+    return row
