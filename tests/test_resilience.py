@@ -285,10 +285,13 @@ def test_a_token_budget_is_a_hard_cap_and_can_be_raised(server: Server, tmp_path
 
 
 def test_ctrl_c_ends_within_two_seconds_and_keeps_everything_received(tmp_path: Path) -> None:
+    def as_in_a_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that it is ignored
+
     server = start_server("--delay", 0.3)
     try:
         plan = write_plan(tmp_path, server, EVERYTHING, concurrency=16)
-        process = start(plan)
+        process = start(plan, preexec_fn=as_in_a_terminal)
         while server.stats().get("answered", 0) < 40:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
