@@ -1,7 +1,8 @@
 """The command line: every command is a thin layer over the Python function of the same name.
 
-Exit codes: 0 done; 1 done, but more documents failed than the plan allows; 2 something to mend, said in one
-line; 3 stopped for now (server gone, budget spent, disk full), run again to go on; 130 Ctrl+C.
+Exit codes: 0 done; 1 done, but more documents failed or a figure lies elsewhere than the plan allows; 2
+something to mend, said in one line; 3 stopped for now (server gone, budget spent, disk full), run again to go
+on; 130 Ctrl+C.
 """
 
 from __future__ import annotations
@@ -169,6 +170,75 @@ def clean(
 
 
 @app.command()
+def measure(
+    corpus: Annotated[str, typer.Argument(help="a run, a stage's folder, or documents")],
+    source: Annotated[str | None, typer.Option(help="the documents it was written from")] = None,
+    against: Annotated[str | None, typer.Option(help="another corpus to hold it against")] = None,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(help="a measure as YAML, e.g. 'judges: {ask: [novelty]}'; default: lexical, embedding"),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="a column for each method, step, model or variables.NAME; '' for none")
+    ] = "method",
+    sample: Annotated[int, typer.Option(help="most documents looked at")] = 20_000,
+    seed: Annotated[int, typer.Option(help="of samples and intervals")] = 0,
+    model: Annotated[str | None, typer.Option(help="the judging model, as for `leaven generate`")] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(help="a bound as YAML, e.g. 'duplicate_rate: {max: 0.05}'")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write; default: beside the corpus")] = None,
+) -> None:
+    """Say how good and how varied a corpus is, with an interval around every figure."""
+    import yaml
+    from rich.console import Console
+
+    from leaven.run import measure as measure_corpus
+    from leaven.show import print_figures
+
+    section: dict[str, Any] = {
+        "by": by or None, "sample": sample, "seed": seed, "against": against,
+        "require": _options(require, "--require"),
+    }  # fmt: skip
+    if figure:
+        section["figures"] = [yaml.safe_load(item) for item in figure]
+    chosen = _model(model) if model else None
+    console = Console()
+    with _interruptible():
+        folder, report = measure_corpus(corpus, out, sources=source, model=chosen, console=console, **section)
+    print_figures(report, folder, console)
+    if not all(one.met for one in report.demands):
+        raise typer.Exit(1)
+
+
+@app.command()
+def agree(
+    folder: Annotated[Path, typer.Argument(help="a measure folder that judges have filled")],
+    labels: Annotated[Path, typer.Argument(help="JSONL: judge, id, label (and item, annotator)")],
+    template: Annotated[
+        int, typer.Option(help="write LABELS instead: so many judged texts of each judge, to be labelled")
+    ] = 0,
+    corpus: Annotated[str | None, typer.Option(help="with --template: the corpus, for its texts")] = None,
+    seed: Annotated[int, typer.Option(help="of the texts drawn and of the intervals")] = 0,
+) -> None:
+    """Compare what judges said with people's labels: Cohen's kappa."""
+    from rich.console import Console
+
+    from leaven.measure import agreement
+    from leaven.measure._runner import corpus_at
+    from leaven.show import agreement_table
+
+    if template:
+        if labels.exists():
+            raise UsageError(f"{labels} exists already; nobody's labels are overwritten")
+        texts = {} if corpus is None else {one.id: one for one in corpus_at(corpus, "all")[0].read()}
+        lines = agreement.template(folder, texts, labels, number=template, seed=seed)
+        print(f"{lines} lines to label in {labels}")
+        return
+    Console().print(agreement_table(agreement.agree(folder, labels, seed=seed)))
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     pairs: Annotated[int, typer.Option(help="print this many sources, each beside one child")] = 0,
@@ -204,9 +274,9 @@ def _finish(result: Result, pairs: int = 0) -> None:
     from leaven.show import show as show_run
 
     show_run(result.folder, Console(), pairs=pairs)
-    for line in result.too_many_failed:
+    for line in result.missed:
         print(f"leaven: {line}", file=sys.stderr)
-    if result.too_many_failed:
+    if result.missed:
         raise typer.Exit(1)
 
 
@@ -223,7 +293,7 @@ def _model(text: str) -> dict[str, Any]:
     raise UsageError(f"--model {text!r}: give NAME@URL, a checkpoint folder, or a recording ending in .jsonl")
 
 
-def _options(items: list[str] | None) -> dict[str, Any]:
+def _options(items: list[str] | None, where: str = "--option") -> dict[str, Any]:
     import yaml
 
     options: dict[str, Any] = {}
@@ -233,7 +303,7 @@ def _options(items: list[str] | None) -> dict[str, Any]:
         except yaml.YAMLError:
             value = None
         if not isinstance(value, dict):
-            raise UsageError(f"--option {item!r}: must be 'name: value'")
+            raise UsageError(f"{where} {item!r}: must be 'name: value'")
         options |= value
     return options
 

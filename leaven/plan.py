@@ -8,6 +8,7 @@
       - mga
       - entigraph: {triples: 50, steps: {pair: {temperature: 0.7}}}
     clean: [boilerplate, copying, {length: {min_words: 30}}, near_duplicates]
+    measure: {figures: [lexical, embedding], require: {duplicate_rate: {max: 0.05}}}
 
 Paths are relative to the plan file, so that a plan means the same wherever it is started from. Every
 mistake is reported as one line with the file, the field and the fix, before anything is written or sent.
@@ -24,13 +25,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.clean import Filter, parse_filters
-from leaven.config import PlanPath, validated
+from leaven.config import PlanLocation, PlanPath, validated
 from leaven.corpus.read import Input
 from leaven.errors import UsageError
 from leaven.generate import load_method
 from leaven.generate._runner import Job
 from leaven.lm import ModelConfig
 from leaven.lm.ask import StepOverride, override
+from leaven.measure import ASKING, Measure, parse_measures
+from leaven.measure.report import Bounds
 
 Item = str | dict[str, dict[str, Any] | None]
 
@@ -46,6 +49,30 @@ class Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     tokens: int | None = Field(None, ge=1)
     money: float | None = Field(None, gt=0)
+
+
+class MeasureSection(BaseModel):
+    """What is measured once the corpus is clean.
+
+    Args:
+        figures: measures in order; an item is a name or ``{name: options}``.
+        by: lineage field whose values get a column each (``method``, ``step``, ``model``,
+            ``variables.NAME``).
+        sample: most documents of a corpus that are looked at.
+        seed: of the samples and intervals.
+        model: the judging model; None is the plan's `model`.
+        against: another corpus to hold this one against: a run, a stage's folder, or documents.
+        require: bounds by figure; a run whose corpus misses one ends with exit code 1, before more is spent.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    figures: tuple[Item, ...] = ("lexical", "embedding")
+    by: str | None = "method"
+    sample: int = Field(20_000, ge=2)
+    seed: int = 0
+    model: ModelConfig | None = None
+    against: PlanLocation | None = None
+    require: dict[str, Bounds] = Field(default_factory=dict)
 
 
 class PlanFile(BaseModel):
@@ -65,6 +92,8 @@ class PlanFile(BaseModel):
             options: `steps` (overrides by step), `chunk_tokens` (for this method only), `name` (of the stage
             folder, when a method is used twice).
         clean: filters in order; an item is a name or ``{name: options}``.
+        measure: what to measure of the cleaned rows; left out, nothing is.
+        embeddings: folder of the embeddings' cache; it outlives runs as well.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +110,8 @@ class PlanFile(BaseModel):
     max_failed: float = Field(0.1, ge=0, le=1)
     generate: tuple[Item, ...] = ()
     clean: tuple[Item, ...] = ()
+    measure: MeasureSection | None = None
+    embeddings: PlanPath = Field(Path("embeddings"), validate_default=True)
 
 
 class _Entry(BaseModel):
@@ -108,6 +139,7 @@ class Plan:
     folder: Path
     generate: tuple[GenerateStage, ...]
     clean: tuple[Filter, ...]
+    measure: tuple[Measure, ...] = ()
 
 
 def load_plan(path: Path) -> Plan:
@@ -134,7 +166,17 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
         raise UsageError(f"{where}: 'generate' needs a 'model' (backend openai, transformers or replay)")
     generate = _generate_stages(file.generate, base, where)
     clean = parse_filters(file.clean, base, f"{where}: clean")
-    return Plan(file, file.out or base / "runs" / file.name, tuple(generate), tuple(clean))
+    section = file.measure
+    measures = parse_measures(section.figures, base, f"{where}: measure") if section else ()
+    asking = [one.name for one in measures if one.name in ASKING]
+    if section and asking and section.model is None and file.model is None:
+        raise UsageError(f"{where}: measure: {asking[0]} asks a language model; name one under 'model'")
+    if section and not file.generate:
+        raise UsageError(
+            f"{where}: 'measure' looks at what 'generate' wrote; use `leaven measure` for documents"
+        )
+    folder = file.out or base / "runs" / file.name
+    return Plan(file, folder, tuple(generate), tuple(clean), measures)
 
 
 def _generate_stages(items: Sequence[Item], base: Path, where: str) -> list[GenerateStage]:

@@ -3,6 +3,7 @@
     RUN/corpus/              the documents, chunked, counted, sharded
     RUN/generate/METHOD/     what each method wrote
     RUN/clean/               what was kept of all that
+    RUN/measure/             figures about it
     RUN/plan.json            the plan as it was understood
     RUN/events.jsonl         what happened when
 
@@ -12,10 +13,12 @@ what follows. Answers live outside the run, in the project's response store.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,17 +28,23 @@ from rich.console import Console
 
 from leaven import STAGES
 from leaven.clean import clean
+from leaven.config import validated
 from leaven.corpus import build_corpus
 from leaven.corpus.tokens import load_tokenizer
 from leaven.errors import UsageError, nearest
 from leaven.generate._rehearse import Rehearsal, StepEstimate
 from leaven.generate._runner import generate
-from leaven.lm import loop
+from leaven.lm import ModelConfig, loop
 from leaven.lm.base import Usage
 from leaven.lm.budget import Meter, Prices, load_prices
 from leaven.lm.client import LanguageModel
 from leaven.lm.store import ResponseStore
-from leaven.plan import Plan
+from leaven.measure import ASKING, parse_measures
+from leaven.measure._runner import Corpus, corpus_at
+from leaven.measure._runner import run as run_measures
+from leaven.measure.base import SOURCE, Context
+from leaven.measure.report import Report, read_report
+from leaven.plan import MeasureSection, Plan, PlanFile
 from leaven.progress import Reporter
 from leaven.stage import read_manifest, read_stage, write_json
 
@@ -46,12 +55,13 @@ class Result:
 
     Args:
         manifests: by stage, in order.
-        too_many_failed: one line per generate stage that failed on more documents than the plan allows.
+        missed: one line per limit of the plan that was missed: a generate stage that failed on more
+            documents than `max_failed`, a figure outside the bounds it must meet.
     """
 
     folder: Path
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    too_many_failed: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
 
 
 def run(plan: Plan, *, to: str = STAGES[-1], console: Console | None = None) -> Result:
@@ -101,6 +111,8 @@ class _Run:
             loop.run(self.generate())
         if last >= 2 and self.plan.clean and self.plan.generate:
             self.clean()
+        if last >= 3 and self.plan.measure:
+            self.measure()
         return self.result
 
     def build_corpus(self) -> None:
@@ -139,6 +151,19 @@ class _Run:
                 count_tokens=self.tokenizer.count, progress=progress,
             ))  # fmt: skip
 
+    def measure(self) -> None:
+        section, folder = self.plan.file.measure, self.plan.folder
+        assert section is not None
+        written = tuple(folder / "generate" / stage.name for stage in self.plan.generate)
+        corpus = Corpus("all", (folder / "clean",) if self.plan.clean else written)
+        sources = Corpus(SOURCE, (self.corpus,))
+        manifest = loop.run(_measure(self.plan, section, corpus, sources, folder / "measure", self.reporter))
+        self._keep("measure", manifest)
+        self.result.missed += [
+            f"measure: {name} is out of the bounds that the plan requires; see {folder}/measure/figures.md"
+            for name in manifest["failed"]
+        ]
+
     def _keep(self, name: str, manifest: dict[str, Any]) -> None:
         self.result.manifests[name] = manifest
         self.reporter.event("stage done", stage=name, counts=manifest["counts"], reasons=manifest["reasons"])
@@ -146,7 +171,7 @@ class _Run:
     def _check_failed(self, name: str, counts: dict[str, int]) -> None:
         read, failed = counts["documents_read"], counts["documents_rejected"]
         if read and failed / read > self.plan.file.max_failed:
-            self.result.too_many_failed.append(
+            self.result.missed.append(
                 f"{name}: nothing could be written from {failed} of {read} documents (more than max_failed "
                 f"{self.plan.file.max_failed:g}); see {self.plan.folder}/generate/{name}/rejected"
             )
@@ -167,10 +192,102 @@ def prices_of(plan: Plan) -> Prices | None:
     return load_prices(plan.file.prices) if plan.file.prices else None
 
 
-def open_model(plan: Plan, store: ResponseStore) -> LanguageModel:
-    """The plan's model with its budget, counting what earlier sessions of the run spent."""
-    assert plan.file.model is not None
-    backend = plan.file.model.open()
+def measure(
+    corpus: str,
+    out: Path | None = None,
+    *,
+    sources: str | None = None,
+    model: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+    **section: Any,
+) -> tuple[Path, Report]:
+    """Measure any corpus, without a plan.
+
+    Args:
+        corpus: a run, a stage's folder, or documents in any form that Leaven reads.
+        out: folder to write; by default ``measure/`` in a run, else ``NAME.measure/`` beside the corpus.
+        sources: the documents it was written from; a run and a stage of a run know theirs.
+        model: the judging model, as a plan's `model`; its answers are stored in ``answers/`` beside `out`.
+        section: as `leaven.plan.MeasureSection`: figures, by, sample, seed, against, require.
+
+    Returns:
+        (folder, report).
+
+    Raises:
+        UsageError: nothing to measure, or nothing to measure it with; one line.
+    """
+    options = validated(MeasureSection, section, "measure")
+    found, known = corpus_at(corpus, "all")
+    if sources is not None:
+        known = corpus_at(sources, SOURCE)[0]
+    place = Path(corpus)
+    if out is None:
+        is_run = read_manifest(place / "corpus") is not None
+        out = place / "measure" if is_run else place.with_name(f"{place.name.split('.')[0]}.measure")
+    project = {"answers": out.parent / "answers", "embeddings": out.parent / "embeddings"}
+    if (place / "plan.json").exists():  # what the run's project has stored serves here too
+        planned = json.loads((place / "plan.json").read_text(encoding="utf-8"))
+        project = {name: planned[name] for name in project}
+    value = {"name": "measure", "documents": {"path": corpus}, "model": model, **project}
+    file = validated(PlanFile, value, "measure")
+    plan = Plan(file, out, (), (), parse_measures(options.figures))
+    with _locked(out.parent):
+        reporter = Reporter(out.parent / "events.jsonl", console or Console(quiet=True))
+        loop.run(_measure(plan, options, found, known, out, reporter))
+    return out, read_report(out)
+
+
+async def _measure(
+    plan: Plan, section: MeasureSection, corpus: Corpus, sources: Corpus | None, out: Path, reporter: Reporter
+) -> dict[str, Any]:
+    """The manifest of the measure stage in `out`."""
+    against = corpus_at(section.against, "against")[0] if section.against else None
+    asking = any(one.name in ASKING for one in plan.measure)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(open_store(plan)) if asking else None
+        progress = stack.enter_context(reporter.stage("measure"))
+        async with _Models(plan, store, section.model) as models:
+            manifest = await run_measures(
+                corpus, out, plan.measure, sources=sources, against=against, by=section.by,
+                sample=section.sample, bounds=section.require,
+                context=Context(section.seed, plan.file.embeddings, models.open, progress.named),
+                about={"model": models.open(None).backend.identity if asking else None},
+            )  # fmt: skip
+        if store is not None:
+            write_json(out.parent / "ledger.json", ledger(plan, store))
+    return manifest
+
+
+class _Models:
+    """Language models of one stage, each opened once and closed together."""
+
+    def __init__(self, plan: Plan, store: ResponseStore | None, default: ModelConfig | None) -> None:
+        self._plan, self._store = plan, store
+        self._default = default or plan.file.model
+        self._open: dict[str, LanguageModel] = {}
+
+    async def __aenter__(self) -> _Models:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for model in self._open.values():
+            await model.close()
+
+    def open(self, config: ModelConfig | None) -> LanguageModel:
+        chosen = config or self._default
+        if chosen is None or self._store is None:
+            raise UsageError("this measure asks a language model: name one under 'model'")
+        key = chosen.model_dump_json()
+        if key not in self._open:
+            self._open[key] = open_model(self._plan, self._store, chosen)
+        return self._open[key]
+
+
+def open_model(plan: Plan, store: ResponseStore, config: ModelConfig | None = None) -> LanguageModel:
+    """A model (None: the plan's) with the plan's budget, counting what earlier sessions of the run spent."""
+    chosen = config or plan.file.model
+    assert chosen is not None
+    backend = chosen.open()
     prices = prices_of(plan)
     price = prices.price(backend.model) if prices and backend.paid else None
     budget = plan.file.budget

@@ -7,15 +7,19 @@ import json
 import random
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from leaven.document import Document
 from leaven.errors import UsageError
+from leaven.measure.agreement import Compared
+from leaven.measure.report import Report, demand_lines, footnotes, number, read_report
+from leaven.measure.report import table as figures_table
 from leaven.stage import read_manifest, read_stage
 
 EXCERPT = 600  # characters of a source or child that are printed
@@ -27,7 +31,7 @@ def stage_folders(run: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     written = sorted(
         (path.parent for path in stages), key=lambda folder: (folder / "manifest.json").stat().st_mtime
     )
-    for folder in (run / "corpus", *written, run / "clean"):
+    for folder in (run / "corpus", *written, run / "clean", run / "measure"):
         manifest = read_manifest(folder)
         if manifest is not None:
             yield str(folder.relative_to(run)), folder, manifest
@@ -49,6 +53,8 @@ def show(run: Path, console: Console, *, pairs: int = 0) -> None:
     manifests = {name: manifest for name, _, manifest in stages}
     for line in _summary(run, manifests):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if "measure" in manifests:
+        print_figures(read_report(run / "measure"), run / "measure", console)
     if pairs:
         _print_pairs(run, manifests, console, pairs)
 
@@ -59,6 +65,8 @@ def _table(run: Path, stages: list[tuple[str, Path, dict[str, Any]]]) -> Table:
         textual = column in ("stage", "why not")
         table.add_column(column, justify="left" if textual else "right", no_wrap=column != "why not")
     for name, _, manifest in stages:
+        if name == "measure":
+            continue  # it keeps and rejects nothing; its figures have a table of their own
         counts = manifest["counts"]
         if name == "corpus":  # its rows are chunks; what adds up is documents
             renamed = {column: counts[f"documents_{column}"] for column in ("read", "kept", "rejected")}
@@ -66,6 +74,29 @@ def _table(run: Path, stages: list[tuple[str, Path, dict[str, Any]]]) -> Table:
         reasons = "\n".join(f"{reason} {number:,}" for reason, number in manifest["reasons"].items())
         cells = [f"{counts[column]:,}" for column in ("read", "kept", "rejected", "tokens")]
         table.add_row(name, *cells, reasons)
+    return table
+
+
+def print_figures(report: Report, folder: Path, console: Console) -> None:
+    """Print the figures of a measure stage."""
+    console.print(figures_table(report))
+    for line in (*footnotes(report), *demand_lines(report)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"all of it: {folder}/figures.md, figures.json", highlight=False, soft_wrap=True)
+
+
+def agreement_table(found: Sequence[Compared]) -> Table:
+    """Agreement of judges and people."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("judge", "raters", "texts", "agree", "kappa", "95% interval", "weighted"):
+        table.add_column(column, justify="left" if column in ("judge", "raters") else "right")
+    for one in found:
+        seen = one.agreement
+        interval = f"{number(seen.interval.low)} to {number(seen.interval.high)}" if seen.interval else "-"
+        table.add_row(
+            one.judge, f"{one.first}, {one.second}", f"{seen.items:,}", f"{seen.observed:.0%}",
+            number(seen.kappa), interval, number(seen.weighted),
+        )  # fmt: skip
     return table
 
 

@@ -66,8 +66,12 @@ class Stage:
         manifest = read_manifest(self.folder)
         return manifest if manifest and manifest["fingerprint"] == self.fingerprint else None
 
-    def prepare(self) -> None:
-        """Make the folder ready to write: clear it unless it holds parts of this very stage."""
+    def prepare(self, rows: bool = True) -> None:
+        """Make the folder ready to write: clear it unless it holds parts of this very stage.
+
+        Args:
+            rows: the stage keeps and rejects rows; make the folders for them.
+        """
         try:
             marker = self.folder / "parts" / "fingerprint"
             if not marker.exists() or marker.read_text() != self.fingerprint:
@@ -80,7 +84,7 @@ class Stage:
                         f"{self.folder} holds files that are not a stage of Leaven; choose another folder"
                     )
                 shutil.rmtree(self.folder, ignore_errors=True)
-                for name in ("data", "rejected", "parts"):
+                for name in ("parts", "data", "rejected") if rows else ("parts",):
                     (self.folder / name).mkdir(parents=True, exist_ok=True)
                 marker.write_text(self.fingerprint)
             (self.folder / "manifest.json").unlink(missing_ok=True)

@@ -98,6 +98,43 @@ def word_hashes(text: str, letters_only: bool = False) -> Hashes:
     return _hash_words(_normalised(text, letters_only))[0]
 
 
+def word_hashes_all(texts: Iterable[str], exact: bool = False) -> Iterator[Hashes]:
+    """`word_hashes` of every text in order, several times faster than one by one.
+
+    Args:
+        exact: words as they are written, split at white space only (as ``str.split`` gives them), so that
+            ``The`` and ``the,`` are two.
+    """
+    batch: list[bytes] = []
+    size = 0
+    for text in texts:
+        batch.append(_as_written(text) if exact else _normalised(text, letters_only=False))
+        size += len(batch[-1])
+        if size > _BATCH_CHARACTERS:
+            yield from _word_batch(batch)
+            batch, size = [], 0
+    yield from _word_batch(batch)
+
+
+def _as_written(text: str) -> bytes:
+    """UTF-8 with ASCII spaces only, so that words are what bytes above 32 stand together."""
+    plain = text if text.isascii() else " ".join(text.split())
+    return plain.encode("utf-8", "surrogatepass")
+
+
+def _word_batch(batch: list[bytes]) -> Iterator[Hashes]:
+    hashes, bounds = _hash_batch(batch)
+    for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        yield hashes[first:last]
+
+
+def _hash_batch(batch: list[bytes]) -> tuple[Hashes, NDArray[np.intp]]:
+    """Hashes of the words of all texts in a row, and where each text's begin and end."""
+    hashes, starts = _hash_words(b"\n".join(batch))
+    lengths = np.fromiter((len(data) + 1 for data in batch), dtype=np.int64, count=len(batch))
+    return hashes, np.searchsorted(starts, np.concatenate(([0], np.cumsum(lengths))))
+
+
 def _hash_words(data: bytes) -> tuple[Hashes, NDArray[np.intp]]:
     """Hashes of the words in normalised bytes, and where each begins."""
     letters = np.frombuffer(data, dtype=np.uint8)
@@ -145,10 +182,8 @@ def shingle_all(texts: Iterable[str], n: int = 5, letters_only: bool = False) ->
 
 
 def _shingle_batch(batch: list[bytes], n: int) -> Iterator[Hashes]:
-    hashes, starts = _hash_words(b"\n".join(batch))
+    hashes, bounds = _hash_batch(batch)
     all_runs = ngrams(hashes, n)
-    lengths = np.fromiter((len(data) + 1 for data in batch), dtype=np.int64, count=len(batch))
-    bounds = np.searchsorted(starts, np.concatenate(([0], np.cumsum(lengths))))
     for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         runs = all_runs[first : max(first, last - n + 1)]
         yield _unique(runs if len(runs) else ngrams(hashes[first:last], max(1, last - first)))

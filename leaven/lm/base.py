@@ -8,6 +8,8 @@ backends. A backend tells by the exception it raises what the client may do abou
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -55,6 +57,7 @@ class Request:
         sample: index of the sample; asking with another index draws another answer.
         shared: leading characters of the first message that every request about this document shares
             (the document itself); stored once, and what a server's prefix cache can serve.
+        score: ask for the log-probabilities of the (one) message's own tokens instead of a completion.
     """
 
     messages: Messages
@@ -63,6 +66,7 @@ class Request:
     sample: int = 0
     shared: int = 0
     origin: Origin = field(default_factory=Origin)
+    score: bool = False
 
     def rendered(self) -> dict[str, Any]:
         """All that decides the answer, except `max_tokens` (see `store.py` for why)."""
@@ -71,7 +75,8 @@ class Request:
             "top_p": self.sampling.top_p,
             "stop": self.sampling.stop,
         }
-        return {"messages": self.messages, "sampling": sampling, "schema": self.schema, "sample": self.sample}
+        body = {"messages": self.messages, "sampling": sampling, "schema": self.schema, "sample": self.sample}
+        return body | ({"score": True} if self.score else {})
 
     def key(self, identity: str) -> str:
         """Content address: 40 hex digits over the rendered request and the backend's identity."""
@@ -119,6 +124,9 @@ class Answer:
 class Backend(Protocol):
     """One way to reach one model.
 
+    A request with `score` is answered by ``scores_to_text`` of the natural log-probabilities of the text's
+    tokens from the second on, or by `Refused` where the backend cannot.
+
     Attributes:
         model: its name, recorded on every row it writes.
         identity: everything besides the request that decides an answer (model, endpoint, API, extra
@@ -162,3 +170,13 @@ class Fatal(Exception):
 
 
 OnLength = Literal["keep", "continue", "reject"]
+
+
+def scores_to_text(scores: Iterable[float]) -> str:
+    """Log-probabilities as the text of an answer, so that the response store keeps them like any other."""
+    return json.dumps([round(float(score), 4) for score in scores])
+
+
+def scores_from_text(text: str) -> list[float]:
+    """What `scores_to_text` wrote."""
+    return [float(score) for score in json.loads(text)]

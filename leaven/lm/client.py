@@ -25,7 +25,19 @@ import time
 from dataclasses import dataclass, field
 
 from leaven.errors import Rejected, Stopped, UsageError
-from leaven.lm.base import Answer, Backend, Dropped, Fatal, Refused, Request, ServerError, Throttled, Usage
+from leaven.lm.base import (
+    Answer,
+    Backend,
+    Dropped,
+    Fatal,
+    Refused,
+    Request,
+    Sampling,
+    ServerError,
+    Throttled,
+    Usage,
+    scores_from_text,
+)  # fmt: skip
 from leaven.lm.budget import Meter
 from leaven.lm.control import Gate
 from leaven.lm.store import ResponseStore
@@ -117,6 +129,18 @@ class LanguageModel:
             if not twin.done():
                 twin.set_result(answer)
         return key, answer
+
+    async def score(self, text: str) -> list[float]:
+        """Natural log-probabilities of the text's tokens from the second on, in the model's own tokens.
+
+        Stored and found again like any answer.
+
+        Raises:
+            Rejected: this text cannot be scored (the backend cannot score at all: then every text).
+        """
+        request = Request((("user", text),), Sampling(temperature=0.0, max_tokens=1), score=True)
+        _, answer = await self.answer(request)
+        return scores_from_text(answer.text)
 
     async def close(self) -> None:
         """Close the backend's connections; the store stays open."""

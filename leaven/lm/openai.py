@@ -17,7 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.document import to_json
 from leaven.errors import UsageError
-from leaven.lm.base import Answer, Dropped, Fatal, Refused, Request, ServerError, Throttled, Usage
+from leaven.lm.base import (
+    Answer,
+    Dropped,
+    Fatal,
+    Refused,
+    Request,
+    ServerError,
+    Throttled,
+    Usage,
+    scores_to_text,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import aiohttp
@@ -88,6 +98,8 @@ class OpenAI:
 
     async def generate(self, request: Request) -> Answer:
         """Send once; raises what `base` names."""
+        if request.score and self.config.api != "completions":
+            raise Refused(f"model {self.model}: log-probabilities of a text need api: completions")
         if request.schema is None or self.config.api == "completions":
             return await self._post(request, "none")
         mode = self._json_mode
@@ -118,6 +130,8 @@ class OpenAI:
         body["max_tokens"] = sampling.max_tokens
         if sampling.stop:
             body["stop"] = list(sampling.stop)
+        if request.score:
+            body |= {"echo": True, "logprobs": 0}
         if mode == "schema":
             schema = {"name": "answer", "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -173,6 +187,9 @@ def _parse(content: bytes, request: Request, api: str, url: str) -> Answer:
         else:
             text, reasoning = choice["text"] or "", ""
         finish = choice.get("finish_reason") or "stop"
+        if request.score:
+            # The server goes on for `max_tokens` after the text: those tokens are not the text's.
+            text, finish = scores_to_text(_scores(choice["logprobs"], len(request.messages[0][1]))), "stop"
         counts = body.get("usage")
         if counts:
             details = counts.get("prompt_tokens_details") or {}
@@ -187,6 +204,13 @@ def _parse(content: bytes, request: Request, api: str, url: str) -> Answer:
     if finish in ("abort", "error"):  # vLLM and SGLang, while they are shutting down
         raise ServerError(f"{url}: the server gave up in the middle of an answer (finish reason {finish})")
     return Answer(text, finish, usage, reasoning)
+
+
+def _scores(logprobs: dict[str, Any], characters: int) -> list[float]:
+    """Log-probabilities of the echoed tokens; the first has none."""
+    tokens = zip(logprobs["text_offset"], logprobs["token_logprobs"], strict=True)
+    inside = [score for offset, score in tokens if offset < characters]
+    return [float(score) for score in inside[1:]]
 
 
 def _failure(status: int, content: bytes, retry_after: str | None, url: str, config: Config) -> Exception:

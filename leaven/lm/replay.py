@@ -57,6 +57,8 @@ class Replay:
 
     async def generate(self, request: Request) -> Answer:
         """The recorded answer; Refused if there is none."""
+        if request.score:
+            raise Refused(f"{self._path}: a recording holds no log-probabilities")
         origin = request.origin
         rows = self._rows.get((origin.document, origin.method, origin.step), [])
         for row in rows:

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.config import PlanPath
 from leaven.errors import UsageError
-from leaven.lm.base import Answer, Refused, Request, Sampling, Usage
+from leaven.lm.base import Answer, Refused, Request, Sampling, Usage, scores_to_text
+
+_MOST_LOGITS = 1 << 28  # scores of all tokens of the vocabulary held at once: 1 GB in float32
 
 
 class Config(BaseModel):
@@ -50,6 +52,7 @@ class Config(BaseModel):
 class _Job:
     tokens: list[int]
     sampling: Sampling
+    score: bool
     done: asyncio.Future[Answer]
 
 
@@ -75,11 +78,11 @@ class Transformers:
             self._load()
             self._loaded = True
         tokens = self._encode(request)
-        if len(tokens) >= self._context:
+        if len(tokens) >= self._context and not request.score:
             raise Refused(
                 f"{self.model}: the prompt has {len(tokens)} tokens, the model's context is {self._context}"
             )
-        job = _Job(tokens, request.sampling, asyncio.get_running_loop().create_future())
+        job = _Job(tokens, request.sampling, request.score, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._arrived.set()
         if self._loop_task is None:
@@ -122,7 +125,7 @@ class Transformers:
         torch.manual_seed(self.config.seed)
 
     def _encode(self, request: Request) -> list[int]:
-        if self._tokenizer.chat_template:
+        if self._tokenizer.chat_template and not request.score:
             messages = [{"role": role, "content": content} for role, content in request.messages]
             text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             return list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -139,7 +142,8 @@ class Transformers:
                 self._arrived.clear()
                 continue
             try:
-                answers = await loop.run_in_executor(self._thread, self._draw, jobs)
+                work = self._score if jobs[0].score else self._draw
+                answers = await loop.run_in_executor(self._thread, work, jobs)
             except Exception as error:  # a failed batch fails its requests, not the loop
                 for job in jobs:
                     if not job.done.done():
@@ -157,9 +161,11 @@ class Transformers:
         self._jobs = [job for job in jobs if id(job) not in chosen]
         return batch
 
-    def _alike(self, job: _Job) -> tuple[Sampling, int]:
+    def _alike(self, job: _Job) -> tuple[bool, Sampling, int]:
         """Jobs that agree in this can share a batch: nobody is cut short by a neighbour's long prompt."""
-        return job.sampling, min(job.sampling.max_tokens, self._context - len(job.tokens))
+        if job.score:
+            return True, job.sampling, 0
+        return False, job.sampling, min(job.sampling.max_tokens, self._context - len(job.tokens))
 
     def _draw(self, jobs: list[_Job]) -> list[Answer]:
         """One `generate` call; prompts are padded on the left to shape (batch, longest prompt)."""
@@ -167,7 +173,7 @@ class Transformers:
 
         sampling = jobs[0].sampling
         longest = max(len(job.tokens) for job in jobs)
-        new_tokens = self._alike(jobs[0])[1]
+        new_tokens = self._alike(jobs[0])[2]
         rows = [[self._pad] * (longest - len(job.tokens)) + job.tokens for job in jobs]
         mask = [[0] * (longest - len(job.tokens)) + [1] * len(job.tokens) for job in jobs]
         options: dict[str, Any] = {"do_sample": False}
@@ -193,6 +199,47 @@ class Transformers:
             self._answer(job, completion, new_tokens)
             for job, completion in zip(jobs, drawn[:, longest:].tolist(), strict=True)
         ]
+
+    def _score(self, jobs: list[_Job]) -> list[Answer]:
+        """Log-probability of every token after the first, given as much before it as the context holds.
+
+        A text longer than the context is read in windows that overlap by half, so that every token is seen
+        with at least half a context before it.
+        """
+        scores: list[list[float]] = [[] for _ in jobs]
+        step = max(1, self._context // 2)
+        # (job, first token of the window, first token whose score is new)
+        windows: list[tuple[int, int, int]] = []
+        for number, job in enumerate(jobs):
+            known = 1
+            for start in range(0, max(1, len(job.tokens) - self._context + step), step):
+                windows.append((number, start, known))
+                known = min(len(job.tokens), start + self._context)
+        vocabulary = self._model.get_output_embeddings().weight.shape[0]
+        rows = max(1, _MOST_LOGITS // (vocabulary * min(self._context, max(len(job.tokens) for job in jobs))))
+        for at in range(0, len(windows), rows):
+            chosen = windows[at : at + rows]
+            found = self._log_probabilities([jobs[n].tokens[s : s + self._context] for n, s, _ in chosen])
+            for (number, start, known), row in zip(chosen, found, strict=True):
+                scores[number] += row[known - start - 1 :]
+        return [
+            Answer(scores_to_text(found), "stop", Usage(len(job.tokens), 0, 0))
+            for job, found in zip(jobs, scores, strict=True)
+        ]
+
+    def _log_probabilities(self, rows: list[list[int]]) -> list[list[float]]:
+        """For every row of tokens: log p(token | those before it) from the second on."""
+        import torch
+
+        longest = max(map(len, rows))
+        padded = [row + [self._pad] * (longest - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        device = self._model.device
+        tokens = torch.tensor(padded, device=device)
+        with torch.inference_mode():
+            logits = self._model(input_ids=tokens, attention_mask=torch.tensor(mask, device=device)).logits
+            chosen = logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+        return [line[: len(row) - 1] for line, row in zip(chosen.tolist(), rows, strict=True)]
 
     def _answer(self, job: _Job, completion: list[int], limit: int) -> Answer:
         end = next((i for i, token in enumerate(completion) if token in self._stop), None)

@@ -1,0 +1,73 @@
+"""The measure stage: how good and how varied a corpus is, with an interval around every figure.
+
+    samples of the corpus, its sources, another corpus --measure, measure, ...--> figures.json, figures.md
+
+A measure is a module with a frozen `Config` and ``async def measure(columns, config, context)``:
+
+    lexical.py      wording: n-gram diversity, self-repetition, compression, TF-IDF, overlap with the source,
+                    ...
+    embedding.py    meaning: heterogeneity, similarity to the source, Vendi score, k-means, a map
+    perplexity.py   perplexity under one model, and the gap between two
+    clusters.py     the LLM cluster-agent
+    judges.py       what a language model says: consistency, pairwise quality, relevance, factuality, ...
+    agreement.py    what such a judge is worth: Cohen's kappa with people's labels
+    statistics.py   bootstrap, jackknife, paired differences, kappa
+
+To add one: the module, and its name in `MEASURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
+
+from leaven.config import validated
+from leaven.errors import UsageError, nearest
+
+MEASURES = ("lexical", "embedding", "perplexity", "clusters", "judges")
+ASKING = frozenset({"perplexity", "clusters", "judges"})  # those that need a language model
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure with its options."""
+
+    name: str
+    module: ModuleType
+    config: BaseModel
+
+
+def parse_measures(
+    items: Sequence[Any], base: Path | None = None, where: str = "measure"
+) -> tuple[Measure, ...]:
+    """The measures of a plan's list, in order.
+
+    Args:
+        items: each a name or ``{name: {option: value}}``.
+        base: folder that relative paths in options start from; None leaves them as they are.
+        where: the file and the place in it, for errors.
+
+    Raises:
+        UsageError: an unknown measure or option (nearest name suggested), a bad value, or one named twice.
+    """
+    found: dict[str, Measure] = {}
+    for item in items:
+        if isinstance(item, Mapping) and len(item) == 1:
+            name, options = next(iter(item.items()))
+        elif isinstance(item, str):
+            name, options = item, None
+        else:
+            raise UsageError(f"{where}: an item must be a name or one 'name: options', not {item!r:.80}")
+        if name not in MEASURES:
+            raise UsageError(f"{where}: unknown measure {name!r}; {nearest(str(name), MEASURES)}")
+        if name in found:
+            raise UsageError(f"{where}: {name} is listed twice; put all its options in one item")
+        module = import_module(f"{__name__}.{name}")
+        found[name] = Measure(name, module, validated(module.Config, options, f"{where}: {name}", base))
+    return tuple(found.values())

@@ -1,0 +1,251 @@
+"""Draw samples, measure them, write the stage's folder.
+
+MEASURE/figures.json     every figure with interval, seed, sample size, histograms
+MEASURE/figures.md       the same as a table
+MEASURE/map.parquet      texts on a plane; MEASURE/verdicts.parquet   what judges said of which text
+MEASURE/manifest.json
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leaven.corpus.read import Input, input_fingerprints, read_documents
+from leaven.document import Document
+from leaven.errors import UsageError
+from leaven.measure import Measure
+from leaven.measure.base import SOURCE, Context, Drawer, Sample
+from leaven.measure.report import Bounds, Report, demands, differences, markdown
+from leaven.stage import Stage, fingerprint, read_manifest, read_stage, write_json
+
+MOST_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to measure: finished stages' folders, or files of any kind that Leaven reads.
+
+    Args:
+        name: the column's name.
+    """
+
+    name: str
+    folders: tuple[Path, ...] = ()
+    files: Input | None = None
+
+    def fingerprint(self) -> str:
+        """Changes with the documents."""
+        if self.files is not None:
+            return fingerprint([self.files.model_dump(mode="json"), input_fingerprints(self.files)])
+        manifests = [read_manifest(folder) for folder in self.folders]
+        return fingerprint([one and one["fingerprint"] for one in manifests])
+
+    def read(self) -> Iterator[Document]:
+        """All documents, one after another.
+
+        Raises:
+            UsageError: a file holds something that is no document; the place is named.
+        """
+        for folder in self.folders:
+            yield from read_stage(folder)
+        if self.files is not None:
+            rejected: list[Document] = []
+            for document in read_documents(self.files, rejected.append):
+                # Lineage of rows that were not written by Leaven.
+                sources = document.metadata.get("original_sources")
+                if isinstance(sources, list):
+                    document.metadata["sources"] = sources
+                yield document
+            if rejected:
+                first = rejected[0].metadata
+                raise UsageError(
+                    f"{self.files.path}: {len(rejected)} rows are no documents, the first: "
+                    f"{first['reason']}: {first['detail']}; mend or remove them"
+                )
+
+
+def corpus_at(path: str, name: str) -> tuple[Corpus, Corpus | None]:
+    """(the corpus at a path, its sources if it is a run's).
+
+    Args:
+        path: a run folder (its cleaned rows, or else what its methods wrote), a stage's folder, or documents
+            in any form that Leaven reads.
+    """
+    folder = Path(path)
+    if read_manifest(folder) is not None:
+        near = (up / "corpus" for up in folder.resolve().parents[:2])
+        beside = [one for one in near if one != folder.resolve() and read_manifest(one) is not None]
+        return Corpus(name, (folder,)), Corpus(SOURCE, (beside[0],)) if beside else None
+    if read_manifest(folder / "corpus") is not None:
+        written = sorted(one.parent for one in (folder / "generate").glob("*/manifest.json"))
+        cleaned = folder / "clean"
+        chosen = (cleaned,) if read_manifest(cleaned) is not None else tuple(written)
+        if not chosen:
+            raise UsageError(f"{folder} is a run that has written nothing yet; give {folder / 'corpus'}")
+        return Corpus(name, chosen), Corpus(SOURCE, (folder / "corpus",))
+    if folder.is_dir() and (folder / "parts").is_dir():
+        raise UsageError(f"{folder} is an unfinished stage of Leaven; run its plan to the end first")
+    return Corpus(name, files=Input(path=path)), None
+
+
+async def run(
+    corpus: Corpus,
+    out: Path,
+    measures: Sequence[Measure],
+    *,
+    sources: Corpus | None,
+    against: Corpus | None,
+    by: str | None,
+    sample: int,
+    bounds: Mapping[str, Bounds],
+    context: Context,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Measure and write; returns the manifest. Skipped when the same was measured before.
+
+    Args:
+        by: a lineage field (``method``, ``step``, ``model``, ``variables.NAME``) to show groups by; None for
+            none.
+        about: further parts of the config that decide the outcome (the judging model's identity).
+    """
+    config = {
+        "measures": {one.name: one.config.model_dump(mode="json") for one in measures},
+        "by": by, "sample": sample, "seed": context.seed,
+        "require": {name: one.model_dump() for name, one in bounds.items()}, **about,
+    }  # fmt: skip
+    named = {"corpus": corpus, "sources": sources, "against": against}
+    inputs = {name: one.fingerprint() for name, one in named.items() if one is not None}
+    stage = Stage(out, config, inputs)
+    if stage.manifest is not None:
+        return stage.manifest
+    stage.prepare(rows=False)
+    columns = draw(corpus, sources, against, by, sample, context)
+    figures = [
+        figure for one in measures for figure in await one.module.measure(columns, one.config, context)
+    ]
+    report = Report(
+        context.seed,
+        {name: (len(one), one.population, one.part_of) for name, one in columns.items()},
+        figures,
+        demands=demands(figures, corpus.name, bounds),
+        notes=_notes(columns, corpus.name),
+    )
+    if against is not None:
+        report.differences = differences(columns, figures, corpus.name, against.name, context.seed)
+    write_json(out / "figures.json", report.to_json())
+    (out / "figures.md").write_text(markdown(report), encoding="utf-8")
+    for name, rows in context.tables.items():
+        _write_table(out / f"{name}.parquet", rows)
+    counts = {"read": columns[corpus.name].population, "measured": len(columns[corpus.name])}
+    failed = [one.figure for one in report.demands if not one.met]
+    return stage.finish(counts=counts, reasons={}, failed=failed)
+
+
+def draw(
+    corpus: Corpus,
+    sources: Corpus | None,
+    against: Corpus | None,
+    by: str | None,
+    most: int,
+    context: Context,
+) -> dict[str, Sample]:
+    """The columns: the corpus, its groups, the corpus it is held against, and the sources.
+
+    Raises:
+        UsageError: a corpus is empty, or no row has a source in `sources`.
+    """
+    whole = _drawn(corpus, most, context)
+    columns = {whole.name: whole}
+    known = None if sources is None else _sources(sources, [whole])
+    if known is not None:
+        whole.sources = {d.id: d for d in known.documents if d.id in _wanted([whole])}
+        if not whole.sources:
+            raise UsageError(
+                f"no row of {corpus.name} names a source that is in the source documents; give the corpus they "
+                "were written from (rows name theirs in 'sources', a list of ids)"
+            )
+    if by is not None:
+        columns |= _groups(whole, by)
+    if against is not None:
+        other = _drawn(against, most, context)
+        if known is not None:
+            also = _sources(sources, [other]) if sources else None
+            other.sources = {d.id: d for d in (also.documents if also else ()) if d.id in _wanted([other])}
+        columns[other.name] = other
+    if known is not None:
+        columns[SOURCE] = known.first(most)
+    return columns
+
+
+def _drawn(corpus: Corpus, most: int, context: Context) -> Sample:
+    drawer = Drawer(most, context.seed)
+    for number, document in enumerate(corpus.read()):
+        drawer.add(document)
+        if number % 1000 == 0:
+            context.progress(f"reading {corpus.name}", number, None)
+    if not drawer.seen:
+        raise UsageError(f"{corpus.name}: there are no documents in {_place(corpus)}")
+    return drawer.sample(corpus.name)
+
+
+def _place(corpus: Corpus) -> str:
+    return corpus.files.path if corpus.files else ", ".join(map(str, corpus.folders))
+
+
+def _wanted(samples: Sequence[Sample]) -> set[str]:
+    return {name for one in samples for row in one.documents for name in row.metadata.get("sources") or ()}
+
+
+def _sources(sources: Corpus, samples: Sequence[Sample]) -> Sample:
+    """The sources of these samples' rows."""
+    wanted = _wanted(samples)
+    kept = [document for document in sources.read() if document.id in wanted]
+    return Sample(SOURCE, sorted(kept, key=lambda document: document.id))
+
+
+def _groups(whole: Sample, by: str) -> dict[str, Sample]:
+    rows: dict[str, list[int]] = {}
+    for row, document in enumerate(whole.documents):
+        rows.setdefault(_value(document, by), []).append(row)
+    rows.pop("", None)
+    if not rows and by != "method":
+        known = Counter(name for document in whole.documents for name in document.metadata)
+        raise UsageError(f"--by {by}: no row has it; rows have {', '.join(sorted(known))}")
+    if len(rows) > MOST_GROUPS:
+        raise UsageError(f"--by {by}: {len(rows)} different values, which is more than {MOST_GROUPS} columns")
+    if len(rows) < 2:
+        return {}
+    found: dict[str, Sample] = {}
+    for name, places in sorted(rows.items()):
+        part = whole.chosen(places)
+        found[name] = Sample(name, part.documents, len(places), whole.sources, whole.name)
+    return found
+
+
+def _value(document: Document, by: str) -> str:
+    value: Any = document.metadata
+    for name in by.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return "" if value is None else str(value)
+
+
+def _notes(columns: Mapping[str, Sample], name: str) -> list[str]:
+    whole = columns[name]
+    if SOURCE not in columns:
+        return ["no sources: figures that compare a text with its source are left out (give --source)"]
+    lost = sum(source is None for source in whole.source_of)
+    return [f"{lost:,} of {len(whole):,} rows name no known source"] if lost else []
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if rows:
+        plain = [{k: str(v) if k == "label" else v for k, v in row.items()} for row in rows]
+        names = list(dict.fromkeys(name for row in plain for name in row))
+        pq.write_table(pa.Table.from_pylist([{n: row.get(n) for n in names} for row in plain]), path)
