@@ -162,6 +162,8 @@ class Server:
             text, finish = "".join(answer_tokens[: body["max_tokens"]]), "length"
         self.bodies[digest] += 1
         self.counts["answered"] += 1
+        if body.get("echo"):
+            return web.json_response(_echo(prompt, text, digest, tokens))
         usage = {
             "prompt_tokens": len(tokens),
             "completion_tokens": min(len(answer_tokens), body.get("max_tokens", 1 << 30)),
@@ -208,6 +210,20 @@ class Server:
     async def forget(self, request: web.Request) -> web.Response:
         self.reset()
         return web.Response()
+
+
+def _echo(prompt: str, text: str, digest: str, tokens: list[str]) -> dict[str, Any]:
+    """Log-probabilities of the prompt's tokens and of one more, as vLLM gives them; longer tokens are rarer."""
+    shown = [*tokens, *TOKEN.findall(text)[:1]]
+    offsets, at = [], 0
+    for token in shown:
+        offsets.append(at)
+        at += len(token)
+    scores = [None, *(-0.5 * len(token) for token in shown[1:])]
+    logprobs = {"tokens": shown, "token_logprobs": scores, "text_offset": offsets}
+    choice = {"index": 0, "finish_reason": "length", "text": "".join(shown), "logprobs": logprobs}
+    usage = {"prompt_tokens": len(tokens), "completion_tokens": 1}
+    return {"id": digest, "choices": [choice], "usage": usage}
 
 
 def _value(name: str, document: str, draw: random.Random) -> Any:

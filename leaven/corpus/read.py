@@ -173,6 +173,7 @@ def read_documents(source: Input, rejects: Callable[[Document], None]) -> Iterat
     """
     seen: dict[str, str] = {}
     good = 0
+    first_reject = ""
     for row in _with_columns(source, _rows(source)):
         document = _document(row, source)
         if "reason" not in document.metadata:
@@ -185,9 +186,12 @@ def read_documents(source: Input, rejects: Callable[[Document], None]) -> Iterat
                 continue
             first = f"{row.place}: id {document.id!r} was first seen at {seen[document.id]}"
             reject(document, "duplicate id", first)
+        first_reject = first_reject or f" ({document.metadata['reason']}: {document.metadata['detail']})"
         rejects(document)
     if not good:
-        raise UsageError(f"{source.path} holds no usable document; check the text column ({source.text!r})")
+        raise UsageError(
+            f"{source.path} holds no usable document{first_reject}; check the text column ({source.text!r})"
+        )
 
 
 def _rows(source: Input) -> Iterator[Row]:

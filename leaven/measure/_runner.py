@@ -8,6 +8,7 @@ MEASURE/manifest.json
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ async def run(
     config = {
         "measures": {one.name: one.config.model_dump(mode="json") for one in measures},
         "by": by, "sample": sample, "seed": context.seed,
-        "require": {name: one.model_dump() for name, one in bounds.items()}, **about,
+        "require": {name: one.model_dump() for name, one in bounds.items()}, "code": _code(), **about,
     }  # fmt: skip
     named = {"corpus": corpus, "sources": sources, "against": against}
     inputs = {name: one.fingerprint() for name, one in named.items() if one is not None}
@@ -145,6 +146,14 @@ async def run(
     return stage.finish(counts=counts, reasons={}, failed=failed)
 
 
+def _code() -> str:
+    """Hash of the measures' source: a mended measure is taken anew."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def draw(
     corpus: Corpus,
     sources: Corpus | None,
@@ -165,8 +174,8 @@ def draw(
         whole.sources = {d.id: d for d in known.documents if d.id in _wanted([whole])}
         if not whole.sources:
             raise UsageError(
-                f"no row of {corpus.name} names a source that is in the source documents; give the corpus they "
-                "were written from (rows name theirs in 'sources', a list of ids)"
+                f"no row of {corpus.name} names a source that is among the source documents; give the corpus "
+                "they were written from (rows name theirs in 'sources', a list of ids)"
             )
     if by is not None:
         columns |= _groups(whole, by)

@@ -230,12 +230,12 @@ Columns = Mapping[str, Sample]
 def common_amount(amounts: Mapping[str, int]) -> int:
     """How much of every column to measure where figures depend on the amount: as much as the smallest has.
 
-    The sources count only if they have at least half as much as the others; else they are left out there, for
-    they are only a reference, and few of them would leave too little of the rest.
+    The sources count only if they have at least a third of what the others have; else they are left out
+    there, for they are only a reference, and few of them would leave too little of the rest.
     """
     least = min((amount for name, amount in amounts.items() if name != SOURCE), default=0)
     reference = amounts.get(SOURCE, least)
-    return min(least, reference) if 2 * reference >= least else least
+    return min(least, reference) if 3 * reference >= least else least
 
 
 async def together(

@@ -211,6 +211,8 @@ def number(value: float | None) -> str:
     """Three or four digits that count."""
     if value is None or not math.isfinite(value):
         return "-"
+    if value == round(value) and abs(value) > 5:
+        return f"{value:,.0f}"
     size = abs(value)
     digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3
     return f"{value:,.{digits}f}"

@@ -12,7 +12,7 @@ import pytest
 
 from leaven.errors import UsageError
 from leaven.lm import transformers
-from leaven.lm.base import Answer, Refused, Request, Sampling
+from leaven.lm.base import Answer, Refused, Request, Sampling, scores_from_text
 
 pytestmark = pytest.mark.torch
 TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}<|assistant|>"
@@ -89,3 +89,48 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "empty")
     with pytest.raises(UsageError, match="checkpoint"):
         ask(tmp_path / "empty", ["hello"])
+
+
+def score(folder: Path, *texts: str) -> list[list[float]]:
+    async def work() -> list[list[float]]:
+        backend = transformers.Config(path=folder, dtype="float32", device="cpu").open()
+        try:
+            asked = (
+                backend.generate(
+                    Request((("user", text),), Sampling(temperature=0, max_tokens=1), score=True)
+                )
+                for text in texts
+            )
+            return [scores_from_text(answer.text) for answer in await asyncio.gather(*asked)]
+        finally:
+            await backend.close()
+
+    return asyncio.run(work())
+
+
+def test_scores_are_the_models_log_probabilities_whatever_the_neighbours(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = build(tmp_path / "tiny", template=TEMPLATE)
+    texts = ["some words", "a longer text with many more words to learn from"]
+    found = score(folder, *texts)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for text, scores in zip(texts, found, strict=True):
+        tokens = torch.tensor([tokenizer.encode(text)])
+        with torch.inference_mode():
+            loss = model(input_ids=tokens, labels=tokens).loss
+        assert len(scores) == tokens.shape[1] - 1
+        assert -sum(scores) / len(scores) == pytest.approx(float(loss), abs=1e-3)
+
+
+def test_a_text_longer_than_the_context_is_scored_to_its_end(tmp_path: Path) -> None:
+    folder = build(tmp_path / "tiny")
+    text = "words to learn from, and others. " * 30
+    (long,) = score(folder, text)
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(folder).encode(text)
+    assert len(tokens) > 3 * 128 and len(long) == len(tokens) - 1
+    (head,) = score(folder, AutoTokenizer.from_pretrained(folder).decode(tokens[:128]))
+    assert long[:127] == pytest.approx(head[:127], abs=1e-3)
