@@ -213,7 +213,7 @@ class Server:
 
 
 def _echo(prompt: str, text: str, digest: str, tokens: list[str]) -> dict[str, Any]:
-    """Log-probabilities of the prompt's tokens and of one more, as vLLM gives them; longer tokens are rarer."""
+    """Log-probabilities of the prompt's tokens and of one more, as vLLM gives them; long ones are rarer."""
     shown = [*tokens, *TOKEN.findall(text)[:1]]
     offsets, at = [], 0
     for token in shown:

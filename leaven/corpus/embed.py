@@ -26,7 +26,7 @@ Vectors = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 _LOOK_UP = 500  # keys in one SELECT
-_BATCHES = 32  # batches between two writes to the cache
+_WRITTEN = 1024  # texts between two writes to the cache
 
 
 class Config(BaseModel):
@@ -34,7 +34,8 @@ class Config(BaseModel):
 
     Args:
         model: a sentence-transformers folder or hub name; None is all-MiniLM-L6-v2 from its package.
-        batch_size: windows in one forward pass.
+        batch_size: windows in one forward pass; None is 16 on a processor, where larger ones are slower, and
+            256 on a GPU.
         device: as torch names it; None takes a GPU where there is one.
         dtype: ``auto`` is bfloat16 where the processor computes with it (three times faster; cosines to
             float32 are 0.9999 or more), else float32.
@@ -42,7 +43,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: str | None = None
-    batch_size: int = Field(64, ge=1)
+    batch_size: int | None = Field(None, ge=1)
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -74,7 +75,7 @@ class Embedder:
         known = self._cache.find(list(first)) if self._cache else {}
         # The shortest first, so that windows of one batch are of one length and little is padding.
         missing = sorted((key for key in first if key not in known), key=lambda key: len(texts[first[key]]))
-        step = self._config.batch_size * _BATCHES
+        step = _WRITTEN
         for start in range(0, len(missing), step):
             chosen = missing[start : start + step]
             vectors = self._compute([texts[first[key]] for key in chosen])
@@ -91,8 +92,9 @@ class Embedder:
         if self._model is None:
             self._model = _load(self._path, self._dtype, self._config.device)
         pieces, owners, weights = self._windows(texts)
+        size = self._config.batch_size or (16 if self._model.device.type == "cpu" else 256)
         vectors: Vectors = self._model.encode(
-            pieces, batch_size=self._config.batch_size, normalize_embeddings=True, show_progress_bar=False
+            pieces, batch_size=size, normalize_embeddings=True, show_progress_bar=False
         ).astype(np.float32)
         if len(pieces) > len(texts):
             summed = np.zeros((len(texts), vectors.shape[1]), dtype=np.float32)

@@ -133,7 +133,7 @@ async def run(
         {name: (len(one), one.population, one.part_of) for name, one in columns.items()},
         figures,
         demands=demands(figures, corpus.name, bounds),
-        notes=_notes(columns, corpus.name),
+        notes=[*_places(corpus, against), *_notes(columns, corpus.name)],
     )
     if against is not None:
         report.differences = differences(columns, figures, corpus.name, against.name, context.seed)
@@ -240,6 +240,11 @@ def _value(document: Document, by: str) -> str:
     for name in by.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return "" if value is None else str(value)
+
+
+def _places(corpus: Corpus, against: Corpus | None) -> list[str]:
+    """Where the columns come from, if there is more than one corpus."""
+    return [] if against is None else [f"{one.name}: {_place(one)}" for one in (corpus, against)]
 
 
 def _notes(columns: Mapping[str, Sample], name: str) -> list[str]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -162,35 +163,59 @@ def ngram_diversity(
     """Sum over n = 1..`most` of distinct / all n-grams; from 0 to `most`, higher is more varied.
 
     As ``ngram_diversity_score`` of the `diversity` package, except that no n-gram crosses from one document
-    into the next: the order of documents decides nothing. On one single document the two are equal.
+    into the next: the order of documents decides nothing. On one single document the two are equal (the
+    package rounds to three digits).
 
     Args:
         words: hashes of every document's words.
         groups: of the documents, for the interval.
     """
-    value, replicates = 0.0, np.zeros(int(groups.max(initial=0)) + 1)
-    for n in range(1, most + 1):
-        share, without = _distinct_share(words, groups, n)
-        value, replicates = value + share, replicates + without
-    return value, jackknife(replicates, value)
+    every, document = _joined(words)
+    # Sorting is nearly all of the work, and numpy sorts outside the interpreter's lock.
+    with ThreadPoolExecutor(most) as threads:
+        shares = list(threads.map(lambda n: distinct_share(every, document, groups, n), range(1, most + 1)))
+    value = sum(share for share, _ in shares)
+    return value, jackknife(np.sum([without for _, without in shares], axis=0), value)
 
 
 def type_token_ratio(words: Sequence[Hashes], groups: Groups) -> tuple[float, Interval | None]:
     """Distinct / all words of all documents together (paper 000, table 6)."""
-    value, replicates = _distinct_share(words, groups, 1)
+    value, replicates = distinct_share(*_joined(words), groups, 1)
     return value, jackknife(replicates, value)
 
 
-def _distinct_share(words: Sequence[Hashes], groups: Groups, n: int) -> tuple[float, NDArray[np.float64]]:
-    """Distinct / all n-grams, and the same without each group."""
+def _joined(words: Sequence[Hashes]) -> tuple[Hashes, Groups]:
+    """The words of all documents in a row, and the document of each."""
+    every = np.concatenate(words) if len(words) else np.zeros(0, np.uint64)
+    return every, np.repeat(np.arange(len(words)), [len(one) for one in words])
+
+
+def distinct_share(
+    words: Hashes, document: Groups, groups: Groups, n: int
+) -> tuple[float, NDArray[np.float64]]:
+    """Distinct / all n-grams inside documents, and the same without each group.
+
+    Args:
+        words: of all documents in a row; `document`: the document of each.
+        groups: of the documents.
+
+    Returns:
+        (share, shape (groups,)); 0 and nan where there is no n-gram.
+    """
     count = int(groups.max(initial=0)) + 1
-    runs, document = _runs(words, n)
+    runs = ngrams(words, n)
+    inside = document[: len(runs)] == document[n - 1 : n - 1 + len(runs)]
+    runs, where = runs[inside], document[: len(runs)][inside]
     if not len(runs):
         return 0.0, np.full(count, np.nan)
-    group = groups[document].astype(np.uint64)
-    bits = np.uint64(max(1, (count - 1).bit_length()))
+    if count == 1:
+        runs.sort()
+        return (1 + int(np.count_nonzero(runs[1:] != runs[:-1]))) / len(runs), np.full(1, np.nan)
+    group = groups[where].astype(np.uint64)
+    bits = np.uint64((count - 1).bit_length())
     # The group in the lowest bits: one sort then shows each n-gram's first and last group.
-    keyed = np.sort((runs >> bits << bits) | group)
+    keyed = (runs >> bits << bits) | group
+    keyed.sort()
     gram = keyed >> bits
     starts = np.flatnonzero(np.concatenate(([True], gram[1:] != gram[:-1])))
     ends = np.concatenate((starts[1:], [len(gram)])) - 1
@@ -201,14 +226,6 @@ def _distinct_share(words: Sequence[Hashes], groups: Groups, n: int) -> tuple[fl
     with np.errstate(invalid="ignore", divide="ignore"):
         without = (len(starts) - only_there) / (len(runs) - runs_there)
     return len(starts) / len(runs), without
-
-
-def _runs(words: Sequence[Hashes], n: int) -> tuple[Hashes, NDArray[np.intp]]:
-    """All n-grams inside documents, and the document of each."""
-    document = np.repeat(np.arange(len(words)), [len(one) for one in words])
-    runs = ngrams(np.concatenate(words), n) if len(words) else np.zeros(0, np.uint64)
-    inside = document[: len(runs)] == document[n - 1 : n - 1 + len(runs)]
-    return runs[inside], document[: len(runs)][inside]
 
 
 Repetition = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # What each figure says, for someone who has never met it.
 MEANINGS: Mapping[str, str] = {
     "context_length": "length of a text",
-    "ngram_diversity": "how seldom 1 to 4 words recur (0 to 4)",
-    "self_repetition": "how often 4 words recur in other texts",
+    "ngram_diversity": "how seldom 1 to 4 words recur",
+    "self_repetition": "how often 4 words recur in others",
     "self_repetition_001": "the same, as paper 001 prints it",
     "compression_ratio": "times that gzip makes it smaller",
     "type_token_ratio": "share of words that are new",
@@ -169,7 +169,8 @@ def differences(
     """Every figure of the column `first` minus that of `second`.
 
     Paired by source where the figure is a ratio over rows and both have rows of at least two common sources;
-    else the two intervals are taken as independent.
+    else the two intervals are taken as independent and put together (MOVER: Zou & Donner 2008; for shares it
+    is Newcombe's interval).
     """
     by = {(figure.column, figure.name): figure for figure in figures}
     found: list[Difference] = []
@@ -177,17 +178,22 @@ def differences(
         ours, theirs = by.get((first, name)), by.get((second, name))
         if ours is None or theirs is None or not math.isfinite(ours.value - theirs.value):
             continue
-        if ours.rows and theirs.rows and len(set(ours.rows[2]) & set(theirs.rows[2])) > 1:
+        known = [one.interval for one in (ours, theirs) if one.interval is not None]
+        certain = all(one.kind == "wilson" for one in known)  # all or none in both: nothing to draw from
+        if ours.rows and theirs.rows and not certain and len(set(ours.rows[2]) & set(theirs.rows[2])) > 1:
             value, interval = paired_difference(ours.rows, theirs.rows, seed=seed)
             found.append(Difference(name, value, interval, True))
-            continue
-        value, both = ours.value - theirs.value, None
-        if ours.interval and theirs.interval:
-            reach = math.hypot(*((one.high - one.low) / 2 for one in (ours.interval, theirs.interval)))
-            units = min(ours.interval.units, theirs.interval.units)
-            both = Interval(value - reach, value + reach, ours.interval.kind, units)
-        found.append(Difference(name, value, both, False))
+        else:
+            both = _apart(ours.value, theirs.value, *known) if len(known) == 2 else None
+            found.append(Difference(name, ours.value - theirs.value, both, False))
     return found
+
+
+def _apart(ours: float, theirs: float, first: Interval, second: Interval) -> Interval:
+    difference = ours - theirs
+    below = math.hypot(ours - first.low, second.high - theirs)
+    above = math.hypot(first.high - ours, theirs - second.low)
+    return Interval(difference - below, difference + above, first.kind, min(first.units, second.units))
 
 
 def demands(figures: Sequence[Figure], column: str, bounds: Mapping[str, Bounds]) -> list[Demand]:

@@ -90,7 +90,7 @@ def test_the_bounds_all_alike_and_all_different(scripted: Make) -> None:
 
 
 def test_more_rounds_only_ask_for_the_new_ones(scripted: Make) -> None:
-    first, backend = run(scripted, answers(), sample(4))
+    first, _ = run(scripted, answers(), sample(4))
     again, same = run(scripted, answers(), sample(4))
     assert same.sent == 0 and again.value == first.value
     longer, more = run(scripted, answers(), sample(4), rounds=30)

@@ -188,8 +188,8 @@ def test_one_document_is_measured_without_intervals(tmp_path: Path) -> None:
 
 def test_missing_extras_are_named(tmp_path: Path) -> None:
     corpus = jsonl(tmp_path / "c.jsonl", {"id": "1", "text": "One."}, {"id": "2", "text": "Two."})
-    hide = "import sys; sys.modules['sentence_transformers'] = None; sys.argv = ['leaven', 'measure', sys.argv[1]]; "
-    script = hide + "from leaven.cli import main; main()"
+    hide = "import sys; sys.modules['sentence_transformers'] = None; "
+    script = hide + "sys.argv = ['leaven', 'measure', sys.argv[1]]; from leaven.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", script, corpus], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "pip install 'leaven[embed]'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -244,3 +244,12 @@ def test_an_unfinished_stage_is_not_measured(tmp_path: Path) -> None:
     write_parquet(tmp_path / "stage" / "data" / "0.parquet", [Document(text="t", id="1", metadata={})])
     with pytest.raises(UsageError, match="unfinished stage"):
         measure(str(tmp_path / "stage"), figures=["lexical"])
+
+
+def test_two_shares_of_none_may_still_differ(run_folder: Path, tmp_path: Path) -> None:
+    generate = run_folder / "generate"
+    _, report = measure(
+        str(generate / "rephrase"), tmp_path / "m", figures=["lexical"], against=str(generate / "mga")
+    )
+    (found,) = [one for one in report.differences if one.name == "duplicate_rate"]
+    assert found.value == 0 and found.interval and found.interval.low < -0.1 and found.interval.high > 0.1
