@@ -188,7 +188,8 @@ class Server:
         draw = random.Random(digest)
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
         if schema is not None:
-            return json.dumps({name: _value(name, document, draw) for name in schema["properties"]})
+            fields = schema["properties"].items()
+            return json.dumps({name: _value(name, kind, document, draw) for name, kind in fields})
         return _prose(document, draw)
 
     async def stats(self, request: web.Request) -> web.Response:
@@ -226,7 +227,11 @@ def _echo(prompt: str, text: str, digest: str, tokens: list[str]) -> dict[str, A
     return {"id": digest, "choices": [choice], "usage": usage}
 
 
-def _value(name: str, document: str, draw: random.Random) -> Any:
+def _value(name: str, kind: dict[str, Any], document: str, draw: random.Random) -> Any:
+    if kind.get("type") == "boolean":
+        return draw.random() < 0.7
+    if "enum" in kind:
+        return draw.choice(kind["enum"])
     if name == "entities":
         names = sorted(set(NAME.findall(document))) or ["Nobody", "Nothing"]
         return draw.sample(names, min(len(names), draw.randint(10, 16)))

@@ -11,7 +11,8 @@
     random_similarity      mean cosine to the other sources, what reference_similarity must be seen against
     nearest_is_own_source  share of rows nearer to their own source than to any other
 
-Beside the figures a map of all texts in two dimensions (t-SNE) is written, source and written in one plane.
+Beside the figures two tables are written: ``map``, all texts in two dimensions (t-SNE), source and written in one
+plane; and ``similarity``, every text with its likeness to its own source and to the nearest one.
 `vendi_score` and `k_means_clusters` grow with the number of texts, so all columns have the same number there.
 """
 
@@ -80,7 +81,7 @@ async def measure(columns: Columns, config: Config, context: Context) -> list[Fi
         if len(sample) >= least:
             found += _counts(sample.first(least), own[:least], labels[rows[name]][:least], context.seed)
         if name != SOURCE:
-            found += _to_source(sample, own, vectors, row_of, context.seed)
+            found += _to_source(sample, own, vectors, row_of, context)
     if config.map:
         context.tables["map"] = list(_map(columns, vectors, row_of, config.map, context.seed))
     return found
@@ -116,12 +117,14 @@ def _counts(sample: Sample, vectors: Vectors, labels: NDArray[np.int64], seed: i
     yield make("k_means_clusters", value=value, interval=jackknife(replicates, value))
 
 
-def _to_source(sample: Sample, own: Vectors, vectors: Vectors, row_of: Rows, seed: int) -> Iterator[Figure]:
+def _to_source(
+    sample: Sample, own: Vectors, vectors: Vectors, row_of: Rows, context: Context
+) -> Iterator[Figure]:
     kept = [i for i, source in enumerate(sample.source_of) if source is not None]
     if not kept:
         return
     units = [sample.units[i] for i in kept]
-    make = partial(ratio, sample=sample, units=units, seed=seed)
+    make = partial(ratio, sample=sample, units=units, seed=context.seed)
     names = sorted(sample.sources)
     among = vectors[[row_of[_key(sample.sources[name])] for name in names]]
     place = {name: i for i, name in enumerate(names)}
@@ -135,7 +138,17 @@ def _to_source(sample: Sample, own: Vectors, vectors: Vectors, row_of: Rows, see
         return
     others = (written @ among.sum(0, dtype=np.float64) - cosines) / (len(names) - 1)
     yield make("random_similarity", numerators=others, note=f"mean over {len(names) - 1:,} other sources")
-    _, nearest = embed.nearest(written, among)
+    best, nearest = embed.nearest(written, among)
+    if sample.part_of is None:
+        context.tables.setdefault("similarity", []).extend(
+            {
+                "column": sample.name, "id": sample.documents[i].id, "source": names[own_row],
+                "similarity": float(cosine), "nearest": names[row], "nearest_similarity": float(best_cosine),
+            }
+            for i, own_row, cosine, row, best_cosine in zip(
+                kept, theirs.tolist(), cosines, nearest[:, 0].tolist(), best[:, 0], strict=True
+            )
+        )  # fmt: skip
     hits = (nearest[:, 0] == theirs).astype(float)
     note = f"among {len(names):,} sources"
     yield make("nearest_is_own_source", numerators=hits, better="higher", note=note)

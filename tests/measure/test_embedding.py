@@ -98,6 +98,10 @@ def test_strict_is_nearer_its_source_than_base_and_base_than_relaxed(
     for name, figure in likeness.items():
         assert figure.value > by_name(figures, name)["random_similarity"].value
         assert figure.unit == "source" and figure.interval and figure.interval.units == 8
+    rows = {row["id"]: row for row in context.tables["similarity"]}
+    assert len(rows) == 48 and all(
+        row["nearest_similarity"] >= row["similarity"] - 1e-6 for row in rows.values()
+    )
     places = context.tables["map"]
     assert len(places) == 56 and {name for row in places for name in row["columns"]} == set(mga_columns)
     again = asyncio.run(embedding.measure(mga_columns, embedding.Config(), Context(cache=tmp_path)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from server import Server
 
 from leaven.document import Document, write_parquet
 from leaven.errors import UsageError
@@ -244,6 +245,39 @@ def test_an_unfinished_stage_is_not_measured(tmp_path: Path) -> None:
     write_parquet(tmp_path / "stage" / "data" / "0.parquet", [Document(text="t", id="1", metadata={})])
     with pytest.raises(UsageError, match="unfinished stage"):
         measure(str(tmp_path / "stage"), figures=["lexical"])
+
+
+def test_judges_of_a_plan_ask_a_real_server_once_and_are_compared_with_people(
+    server: Server, tmp_path: Path
+) -> None:
+    value = {
+        "name": "judged", "documents": {"path": str(STORIES / "documents.jsonl")},
+        "model": {"backend": "openai", "name": "m", "url": server.url}, "generate": [{"mga": {"pairs": 2}}],
+        "measure": {"figures": [{"judges": {"ask": ["consistency", "pairwise", "copying"], "sample": 6}}]},
+    }  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(value))
+    code, out, errors = leaven("run", tmp_path / "plan.yaml")
+    assert code == 0, errors
+    assert "consistency_score" in out and "pairwise_position_bias" in out and "pair_copying" in out
+    asked = server.stats()["requests"]
+    # 8 x (pairs, 2 texts, 2 judgements), then 6 x (2 orders, copying); consistency was judged already.
+    assert asked == 8 * 5 + 6 * 3
+    folder = tmp_path / "runs" / "judged"
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert ledger["steps"]["judges/pairwise"]["answers"] == 12
+    again = tmp_path / "again"
+    plan = folder / "plan.json"
+    assert plan.exists() and leaven("run", tmp_path / "plan.yaml")[0] == 0
+    assert server.stats()["requests"] == asked
+    code, out, _ = leaven("agree", folder / "measure", again, "--template", 4, "--corpus", folder)
+    assert code == 0 and "12 lines to label" in out
+    rows = [json.loads(line) for line in again.read_text().splitlines()]
+    assert all(row["text"] for row in rows)
+    labelled = [row | {"label": True} for row in rows if row["judge"] == "copying"]
+    again.write_text("\n".join(map(json.dumps, labelled)))
+    code, out, _ = leaven("agree", folder / "measure", again)
+    assert code == 0 and "copying" in out and "kappa" in out
+    assert leaven("agree", folder / "measure", again, "--template", 4)[0] == 2, "labels are never overwritten"
 
 
 def test_two_shares_of_none_may_still_differ(run_folder: Path, tmp_path: Path) -> None:
