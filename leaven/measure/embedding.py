@@ -11,8 +11,8 @@
     random_similarity      mean cosine to the other sources, what reference_similarity must be seen against
     nearest_is_own_source  share of rows nearer to their own source than to any other
 
-Beside the figures two tables are written: ``map``, all texts in two dimensions (t-SNE), source and written in one
-plane; and ``similarity``, every text with its likeness to its own source and to the nearest one.
+Beside the figures two tables are written: ``map``, all texts in two dimensions (t-SNE), source and written in
+one plane; and ``similarity``, every text with its likeness to its own source and to the nearest one.
 `vendi_score` and `k_means_clusters` grow with the number of texts, so all columns have the same number there.
 """
 
