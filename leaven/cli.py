@@ -19,6 +19,8 @@ import leaven
 from leaven.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from leaven.lm.base import Usage
     from leaven.run import Estimate, Result
 
@@ -154,13 +156,11 @@ def clean(
     ],
 ) -> None:
     """Filter written documents; rejects are kept with their reason."""
-    import yaml
-
     from leaven.clean import clean as clean_stage
     from leaven.clean import parse_filters
     from leaven.corpus.tokens import load_tokenizer
 
-    filters = parse_filters([yaml.safe_load(item) for item in filter], Path(), "command line")
+    filters = parse_filters([_yaml(item, "--filter") for item in filter], Path(), "command line")
     count = load_tokenizer(str(sources / "tokenizer.json")).count
     manifest = clean_stage(written, sources, out, filters, count_tokens=count)
     counts = manifest["counts"]
@@ -190,7 +190,6 @@ def measure(
     out: Annotated[Path | None, typer.Option(help="folder to write; default: beside the corpus")] = None,
 ) -> None:
     """Say how good and how varied a corpus is, with an interval around every figure."""
-    import yaml
     from rich.console import Console
 
     from leaven.run import measure as measure_corpus
@@ -201,7 +200,7 @@ def measure(
         "require": _options(require, "--require"),
     }  # fmt: skip
     if figure:
-        section["figures"] = [yaml.safe_load(item) for item in figure]
+        section["figures"] = [_yaml(item, "--figure") for item in figure]
     chosen = _model(model) if model else None
     console = Console()
     with _interruptible():
@@ -253,19 +252,32 @@ def show(
 
 @app.command()
 def methods() -> None:
-    """List the methods, their papers' titles and their options."""
+    """List the methods with their papers' titles, the filters and the measures, and the options of each."""
     from rich.console import Console
 
+    from leaven.clean import FILTERS, load_filter
     from leaven.generate import load_method, method_names
+    from leaven.measure import MEASURES, parse_measures
 
     console = Console()
+
+    def show_options(config: type[BaseModel]) -> None:
+        for option, field in config.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            console.print(f"    {option}: {default!r}", markup=False, highlight=False, soft_wrap=True)
+
     for name in method_names():
         method = load_method(name)
         console.print(f"[bold]{name}[/bold]  {method.title}", highlight=False)
-        for option, field in method.Config.model_fields.items():
-            default = field.get_default(call_default_factory=True)
-            console.print(f"    {option}: {default!r}", markup=False, highlight=False)
+        show_options(method.Config)
         console.print(f"    steps: {', '.join(method.steps)}", markup=False, highlight=False)
+    for name in FILTERS:
+        console.print(f"[bold]{name}[/bold]  filter", highlight=False)
+        show_options(load_filter(name).Config)
+    for measure in parse_measures(MEASURES):
+        title = (measure.module.__doc__ or "").splitlines()[0]
+        console.print(f"[bold]{measure.name}[/bold]  measure: {title}", highlight=False)
+        show_options(type(measure.config))
 
 
 def _finish(result: Result, pairs: int = 0) -> None:
@@ -294,18 +306,22 @@ def _model(text: str) -> dict[str, Any]:
 
 
 def _options(items: list[str] | None, where: str = "--option") -> dict[str, Any]:
-    import yaml
-
     options: dict[str, Any] = {}
     for item in items or []:
-        try:
-            value = yaml.safe_load(item)
-        except yaml.YAMLError:
-            value = None
+        value = _yaml(item, where)
         if not isinstance(value, dict):
             raise UsageError(f"{where} {item!r}: must be 'name: value'")
         options |= value
     return options
+
+
+def _yaml(item: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(item)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} {item!r}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _print_estimate(found: Estimate, console: Any) -> None:

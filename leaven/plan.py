@@ -33,7 +33,7 @@ from leaven.generate._runner import Job
 from leaven.lm import ModelConfig
 from leaven.lm.ask import StepOverride, override
 from leaven.measure import ASKING, Measure, parse_measures
-from leaven.measure.report import Bounds
+from leaven.measure.report import Bounds, check_figures
 
 Item = str | dict[str, dict[str, Any] | None]
 
@@ -168,6 +168,7 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
     clean = parse_filters(file.clean, base, f"{where}: clean")
     section = file.measure
     measures = parse_measures(section.figures, base, f"{where}: measure") if section else ()
+    check_figures(section.require if section else (), f"{where}: measure: require")
     asking = [one.name for one in measures if one.name in ASKING]
     if section and asking and section.model is None and file.model is None:
         raise UsageError(f"{where}: measure: {asking[0]} asks a language model; name one under 'model'")

@@ -18,7 +18,7 @@ import fcntl
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +39,11 @@ from leaven.lm.base import Usage
 from leaven.lm.budget import Meter, Prices, load_prices
 from leaven.lm.client import LanguageModel
 from leaven.lm.store import ResponseStore
-from leaven.measure import ASKING, parse_measures
-from leaven.measure._runner import Corpus, corpus_at
+from leaven.measure import ASKING, clusters, judges, parse_measures
+from leaven.measure._runner import Corpus, corpus_at, draw
 from leaven.measure._runner import run as run_measures
 from leaven.measure.base import SOURCE, Context
-from leaven.measure.report import Report, read_report
+from leaven.measure.report import Report, check_figures, read_report
 from leaven.plan import MeasureSection, Plan, PlanFile
 from leaven.progress import Reporter
 from leaven.stage import read_manifest, read_stage, write_json
@@ -217,6 +217,7 @@ def measure(
         UsageError: nothing to measure, or nothing to measure it with; one line.
     """
     options = validated(MeasureSection, section, "measure")
+    check_figures(options.require, "measure: require")
     found, known = corpus_at(corpus, "all")
     if sources is not None:
         known = corpus_at(sources, SOURCE)[0]
@@ -369,22 +370,54 @@ async def _estimate(plan: Plan, runner: _Run, probe: int) -> Estimate:
         if probe:
             found.tokens_per_second = await _probe(plan, runner, store, probe, Path(scratch))
         model = open_model(plan, store)
-        rehearsal = Rehearsal(
-            model.backend, store, {stage.job.method.name: stage.job.steps for stage in plan.generate},
-            tokens_per_character=_tokens_per_character(runner.corpus),
-        )  # fmt: skip
+        steps = {stage.job.method.name: stage.job.steps for stage in plan.generate}
+        steps |= {"judges": judges.STEPS, "clusters": clusters.STEPS}
+        scale = _tokens_per_character(runner.corpus)
+        writer = Rehearsal(model.backend, store, steps, tokens_per_character=scale)
+        rehearsals = {repr(plan.file.model): writer}
+        written: list[Path] = []
         for stage in plan.generate:
             with runner.reporter.stage(f"plan {stage.name}") as progress:
-                folder = Path(scratch) / "rehearsal" / stage.name
-                await generate(stage.job, runner.corpus, folder, rehearsal, runner.tokenizer.count, progress)
+                written.append(Path(scratch) / "rehearsal" / stage.name)
+                count = runner.tokenizer.count
+                await generate(stage.job, runner.corpus, written[-1], writer, count, progress)
         await model.close()
-        found.steps = dict(rehearsal.estimates)
+
+        def stand_in(config: ModelConfig | None) -> Any:
+            chosen = config or (plan.file.measure and plan.file.measure.model) or plan.file.model
+            if chosen is not None and repr(chosen) not in rehearsals:
+                other = Rehearsal(chosen.open(), store, steps, tokens_per_character=scale)
+                rehearsals[repr(chosen)] = other
+            return rehearsals[repr(chosen)]
+
+        await _rehearse_measures(plan, runner, written, stand_in)
         prices = prices_of(plan)
-        if prices is not None and model.backend.paid:
-            price = prices.price(model.name)
-            found.money = sum(price.of(step.usage) for step in found.steps.values())
-            found.currency, found.prices_as_of = prices.currency, str(prices.as_of)
+        for rehearsal in rehearsals.values():
+            for name, one in rehearsal.estimates.items():
+                found.steps[name] = one if name not in found.steps else found.steps[name] + one
+            if prices is not None and rehearsal.backend.paid:
+                price = prices.price(rehearsal.name)
+                usages = (step.usage for step in rehearsal.estimates.values())
+                found.money = (found.money or 0) + sum(map(price.of, usages))
+                found.currency, found.prices_as_of = prices.currency, str(prices.as_of)
     return found
+
+
+async def _rehearse_measures(
+    plan: Plan, runner: _Run, written: list[Path], stand_in: Callable[[ModelConfig | None], Any]
+) -> None:
+    """Ask what the measures would ask, about the rows that the rehearsal wrote (before cleaning)."""
+    section = plan.file.measure
+    asking = [one for one in plan.measure if one.name in ASKING]
+    if section is None or not asking:
+        return
+    with runner.reporter.stage("plan measure") as progress:
+        context = Context(section.seed, None, stand_in, progress.named)
+        sources = Corpus(SOURCE, (runner.corpus,))
+        against = corpus_at(section.against, "against")[0] if section.against else None
+        columns = draw(Corpus("all", tuple(written)), sources, against, section.by, section.sample, context)
+        for one in asking:
+            await one.module.measure(columns, one.config, context)
 
 
 async def _probe(plan: Plan, runner: _Run, store: ResponseStore, number: int, scratch: Path) -> float:

@@ -97,12 +97,14 @@ def test_twenty_kills_lose_nothing_and_change_nothing(tmp_path: Path) -> None:
         forbidden: set[str] = set()  # bodies whose answers were on disk at the last kill
         kills = read = 0
         while kills < 20:
+            # At a random place in the work, however fast the machine is just now.
+            answered = server.stats().get("answered", 0) + draw.choice([0, 20, draw.randint(1, 60)])
             process = start(plan)
-            try:
-                process.wait(timeout=draw.uniform(0.5, 1.6))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
+            while process.poll() is None and server.stats().get("answered", 0) < answered:
+                time.sleep(draw.uniform(0.0, 0.02))
+            time.sleep(draw.uniform(0.0, 0.1))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
             process.communicate()
             assert process.returncode in (0, -signal.SIGKILL)
             lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -117,7 +119,7 @@ def test_twenty_kills_lose_nothing_and_change_nothing(tmp_path: Path) -> None:
                 if len(bodies[answer]) == 1:  # two requests may share a short answer such as a score
                     forbidden |= bodies[answer]
         assert finish(plan)[0] == 0
-        assert len(forbidden) > 300, "the kills came before the work"
+        assert len(forbidden) > 200, "the kills came before the work"
         assert outputs(plan) == outputs(undisturbed)
     finally:
         server.stop()

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from leaven.lm.ask import Step
-from leaven.lm.base import Answer, Backend, Request, Usage
+from leaven.lm.base import Answer, Backend, Request, Usage, scoring
 from leaven.lm.control import Gate
 from leaven.lm.store import ResponseStore, Seen
 
@@ -42,6 +42,14 @@ class StepEstimate:
     requests: int = 0
     usage: Usage = field(default_factory=Usage)
     observed: int = 0
+
+    def __add__(self, other: StepEstimate) -> StepEstimate:
+        return StepEstimate(
+            self.stored + other.stored,
+            self.requests + other.requests,
+            self.usage + other.usage,
+            self.observed + other.observed,
+        )
 
 
 class Rehearsal:
@@ -98,6 +106,19 @@ class Rehearsal:
             estimate.usage = estimate.usage + self._usage(request, answer)
         return key, answer
 
+    async def score(self, text: str) -> list[float]:
+        """Stand-in log-probabilities; the text's tokens are counted as a prompt."""
+        request = scoring(text)
+        key = request.key(self.backend.identity)
+        estimate = self.estimates[("perplexity", "score")]
+        if self._store.find(key, 1) is not None:
+            estimate.stored += 1
+        elif key not in self._asked:
+            self._asked.add(key)
+            estimate.requests += 1
+            estimate.usage = estimate.usage + Usage(round(len(text) * self._tokens_per_character), 0, 1)
+        return [-1.0]
+
     def _usage(self, request: Request, answer: Answer) -> Usage:
         characters = sum(len(content) for _, content in request.messages)
         prompt = round(characters * self._tokens_per_character)
@@ -119,7 +140,9 @@ class Rehearsal:
         step = self._steps[request.origin.method][request.origin.step]
         document_tokens = request.shared * self._tokens_per_character
         tokens = min(step.max_tokens, round(step.typical_tokens + step.typical_ratio * document_tokens))
-        if request.schema is not None:
+        if step.typical_answer:
+            text = step.typical_answer
+        elif request.schema is not None:
             text = orjson.dumps(_example(request.schema, request.schema)).decode()
         else:
             text = "word " * max(1, round(tokens / self._tokens_per_character / 5))

@@ -48,7 +48,8 @@ class Step(BaseModel):
         on_length: what becomes of an answer cut off at `max_tokens`: ``keep`` it (marked), ``continue``
             it by further requests, or ``reject`` it. It is never silently paid for again.
         typical_tokens, typical_ratio: length of a typical answer, as a number of tokens plus a multiple
-            of the document's; for planning only.
+            of the document's; for planning only, as is
+        typical_answer: an answer the method can go on with, where one made from the schema would not do.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +61,7 @@ class Step(BaseModel):
     on_length: OnLength = "reject"
     typical_tokens: int = 0
     typical_ratio: float = 0.0
+    typical_answer: str = ""
 
     @cached_property
     def sampling(self) -> Sampling:

@@ -172,6 +172,11 @@ class Fatal(Exception):
 OnLength = Literal["keep", "continue", "reject"]
 
 
+def scoring(text: str) -> Request:
+    """The request for the log-probabilities of a text's tokens."""
+    return Request((("user", text),), Sampling(temperature=0.0, max_tokens=1), score=True)
+
+
 def scores_to_text(scores: Iterable[float]) -> str:
     """Log-probabilities as the text of an answer, so that the response store keeps them like any other."""
     return json.dumps([round(float(score), 4) for score in scores])

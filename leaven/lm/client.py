@@ -32,11 +32,11 @@ from leaven.lm.base import (
     Fatal,
     Refused,
     Request,
-    Sampling,
     ServerError,
     Throttled,
     Usage,
     scores_from_text,
+    scoring,
 )  # fmt: skip
 from leaven.lm.budget import Meter
 from leaven.lm.control import Gate
@@ -138,8 +138,7 @@ class LanguageModel:
         Raises:
             Rejected: this text cannot be scored (the backend cannot score at all: then every text).
         """
-        request = Request((("user", text),), Sampling(temperature=0.0, max_tokens=1), score=True)
-        _, answer = await self.answer(request)
+        _, answer = await self.answer(scoring(text))
         return scores_from_text(answer.text)
 
     async def close(self) -> None:

@@ -29,6 +29,7 @@ Deviations: prompts are our own words; the criteria are asked for as lists of na
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import defaultdict
@@ -97,9 +98,15 @@ STEPS = {
     "propose": Step(prompt=PROPOSE, max_tokens=2048, typical_tokens=500),
     "gather": Step(prompt=GATHER, max_tokens=2048, temperature=0.0, typical_tokens=500),
     "summarise": Step(prompt=SUMMARISE, max_tokens=1024, temperature=0.0, typical_tokens=250),
-    "cluster": Step(prompt=CLUSTER, max_tokens=2048, temperature=0.0, typical_tokens=400),
-    "verify": Step(prompt=VERIFY, max_tokens=2048, temperature=0.0, typical_tokens=200),
-}
+    "cluster": Step(
+        prompt=CLUSTER, max_tokens=2048, temperature=0.0, typical_tokens=400,
+        typical_answer=json.dumps({"groups": [{"texts": [i, i + 5]} for i in range(1, 6)]}),
+    ),
+    "verify": Step(
+        prompt=VERIFY, max_tokens=2048, temperature=0.0, typical_tokens=200,
+        typical_answer=json.dumps({"groups": []}),
+    ),
+}  # fmt: skip
 
 MOST_REPAIRED = 0.2  # share of a round's texts that may be missing or named twice
 LEAST_ROUNDS = 10  # before the stopping rule is looked at
@@ -119,6 +126,8 @@ class Config(Options):
         criteria: attributes chosen, and as many scales.
         words: texts are cut off after so many words.
         batch: rounds asked at once.
+        groups: score the groups of the corpus (a column for each method, say) as well; each costs as much as
+            the whole.
         steps: changes to the prompts and their sampling.
     """
 
@@ -130,6 +139,7 @@ class Config(Options):
     criteria: int = Field(5, ge=1)
     words: int = Field(300, ge=10)
     batch: int = Field(50, ge=1)
+    groups: bool = False
     steps: dict[str, StepOverride] = Field(default_factory=dict)
 
 
@@ -203,7 +213,8 @@ async def measure(columns: Columns, config: Config, context: Context) -> list[Fi
     agent = Agent(context.open(None), config, steps, context)
     criteria: Sequence[Criterion] = ()
     found: list[Figure] = []
-    for sample in sorted(columns.values(), key=lambda one: one.name == SOURCE):
+    chosen = [one for one in columns.values() if config.groups or one.part_of is None]
+    for sample in sorted(chosen, key=lambda one: one.name == SOURCE):
         if len(sample) < config.samples:
             note = f"needs {config.samples} texts"
             found.append(Figure("llm_cluster_score", sample.name, math.nan, n=len(sample), note=note))

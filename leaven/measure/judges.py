@@ -374,6 +374,7 @@ class Bench:
             )
         else:
             ask = self._ask("judges", first, self._steps)
+            variables = variables | {"judged": document.id}
         reply = await ask(step, variables, judge.schema)
         value = reply.value
         reason = getattr(value, "reason", "") or getattr(value, "analysis", "")
@@ -383,8 +384,9 @@ class Bench:
     async def _pairwise(self, document: Document, source: Document) -> Verdict:
         """Both orders; the verdict says what is left when they are laid together."""
         ask = self._ask("judges", Document(text="", id=document.id), self._steps)
-        first = await ask("pairwise", {"a": document.text, "b": source.text}, Pairwise)
-        second = await ask("pairwise", {"a": source.text, "b": document.text}, Pairwise)
+        named = {"judged": document.id}
+        first = await ask("pairwise", {"a": document.text, "b": source.text} | named, Pairwise)
+        second = await ask("pairwise", {"a": source.text, "b": document.text} | named, Pairwise)
         orders = (first.value.better, second.value.better)
         reason = f"text first: {first.value.reason} source first: {second.value.reason}"
         return Verdict(

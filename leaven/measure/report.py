@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from leaven.errors import UsageError, nearest
 from leaven.measure.base import Columns, Figure, finite
 from leaven.measure.statistics import LEVEL, Interval, paired_difference
 
@@ -71,6 +72,13 @@ class Bounds(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     min: float | None = None
     max: float | None = None
+
+
+def check_figures(names: Iterable[str], where: str) -> None:
+    """Raises UsageError for a figure that no measure gives, before anything is measured."""
+    for name in names:
+        if name not in MEANINGS and not name.startswith(("ngram_overlap_", "relation_")):
+            raise UsageError(f"{where}: no figure {name!r}; {nearest(name, MEANINGS)}")
 
 
 @dataclass(frozen=True)

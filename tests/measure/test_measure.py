@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from leaven.document import Document, write_parquet
 from leaven.errors import UsageError
 from leaven.measure import parse_measures
 from leaven.measure.base import Drawer, Figure
-from leaven.measure.report import Report, number
+from leaven.measure.report import MEANINGS, Report, number
 from leaven.measure.statistics import Interval
 from leaven.run import measure
 
@@ -33,6 +34,10 @@ def leaven(*arguments: object) -> tuple[int, str, str]:
 def jsonl(path: Path, *rows: Any) -> str:
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     return str(path)
+
+
+def figures_of(run: Path) -> list[dict[str, Any]]:
+    return list(json.loads((run / "measure" / "figures.json").read_text())["figures"])
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_measured_by_method_beside_its_sources(run_folder: Path) -> None:
     code, out, errors = leaven("measure", run_folder, "--figure", "lexical")
     assert (code, errors) == (0, "")
+    assert {one["name"] for one in figures_of(run_folder)} <= set(MEANINGS)
     for name in ("all", "entigraph", "mga", "rephrase", "source", "ngram_diversity", "ngram_overlap_8"):
         assert name in out
     found = json.loads((run_folder / "measure" / "figures.json").read_text())
@@ -125,8 +131,10 @@ def test_bounds_that_are_missed_end_with_one(run_folder: Path, tmp_path: Path) -
     assert code == 1 and "FAIL  ngram_overlap_8" in out and "must be at most 0.1" in out
     code, out, _ = leaven(*arguments, "--require", "ngram_overlap_8: {max: 20}")
     assert code == 0 and "pass  ngram_overlap_8" in out
-    code, out, _ = leaven(*arguments, "--require", "no_such_figure: {min: 0}")
-    assert code == 1 and "FAIL  no_such_figure is -" in out
+    code, out, _ = leaven(*arguments, "--require", "heterogeneity: {min: 0}")
+    assert code == 1 and "FAIL  heterogeneity is -" in out, "what was not measured is not met"
+    code, _, errors = leaven(*arguments, "--require", "heterogenity: {min: 0}")
+    assert code == 2 and "no figure 'heterogenity'; did you mean 'heterogeneity'" in errors
 
 
 def test_a_plans_bounds_end_the_run_with_one(run_folder: Path) -> None:
@@ -256,12 +264,17 @@ def test_judges_of_a_plan_ask_a_real_server_once_and_are_compared_with_people(
         "measure": {"figures": [{"judges": {"ask": ["consistency", "pairwise", "copying"], "sample": 6}}]},
     }  # fmt: skip
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(value))
+    code, out, _ = leaven("plan", tmp_path / "plan.yaml")
+    assert code == 0 and server.stats().get("requests", 0) == 0
+    rows = [line.split() for line in out.splitlines() if re.match(r" \w+/\w+ ", line)]
+    planned = {row[0]: int(row[2]) for row in rows}
     code, out, errors = leaven("run", tmp_path / "plan.yaml")
     assert code == 0, errors
     assert "consistency_score" in out and "pairwise_position_bias" in out and "pair_copying" in out
     asked = server.stats()["requests"]
     # 8 x (pairs, 2 texts, 2 judgements), then 6 x (2 orders, copying); consistency was judged already.
-    assert asked == 8 * 5 + 6 * 3
+    assert asked == 8 * 5 + 6 * 3 == sum(planned.values())
+    assert planned["judges/pairwise"] == 12 and "judges/consistency" not in planned
     folder = tmp_path / "runs" / "judged"
     ledger = json.loads((folder / "ledger.json").read_text())
     assert ledger["steps"]["judges/pairwise"]["answers"] == 12
