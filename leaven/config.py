@@ -6,6 +6,7 @@ wrote into such a model or into one line that names the place, the field and the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -34,6 +35,22 @@ def _anchor_location(location: str, info: ValidationInfo) -> str:
 
 # The same for a string that may also be a URL (``s3://...``) or, beside ``format: hf``, a dataset's name.
 PlanLocation = Annotated[str, AfterValidator(_anchor_location)]
+
+
+def one_item(item: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """(name, options) of a list item in a plan, which is a name or ``{name: options}``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(item, str):
+        return item, {}
+    if isinstance(item, Mapping) and len(item) == 1:
+        name, options = next(iter(item.items()))
+        if options is None or isinstance(options, Mapping):
+            return str(name), dict(options or {})
+        raise UsageError(f"{where}: {name}: options must be 'name: value' pairs, not {options!r:.80}")
+    raise UsageError(f"{where}: an item must be a name or one 'name: options', not {item!r:.80}")
 
 
 def validated(model: type[Model], value: Any, where: str, base: Path | None = None) -> Model:

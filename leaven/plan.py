@@ -25,7 +25,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.clean import Filter, parse_filters
-from leaven.config import PlanLocation, PlanPath, validated
+from leaven.config import PlanLocation, PlanPath, one_item, validated
 from leaven.corpus.read import Input
 from leaven.errors import UsageError
 from leaven.generate import load_method
@@ -183,7 +183,7 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
 def _generate_stages(items: Sequence[Item], base: Path, where: str) -> list[GenerateStage]:
     stages: list[GenerateStage] = []
     for item in items:
-        method_name, options = _one_item(item, f"{where}: generate")
+        method_name, options = one_item(item, f"{where}: generate")
         place = f"{where}: generate: {method_name}"
         method = load_method(method_name)
         shared = {name: value for name, value in options.items() if name in _Entry.model_fields}
@@ -196,13 +196,3 @@ def _generate_stages(items: Sequence[Item], base: Path, where: str) -> list[Gene
             raise UsageError(f"{place}: used twice; give one of them another 'name'")
         stages.append(GenerateStage(name, Job(method, config, steps, entry.chunk_tokens)))
     return stages
-
-
-def _one_item(item: Item, where: str) -> tuple[str, dict[str, Any]]:
-    """(name, options) of a list item that is a name or ``{name: options}``."""
-    if isinstance(item, str):
-        return item, {}
-    if len(item) != 1:
-        raise UsageError(f"{where}: an item must be a name or one 'name: options', not {sorted(item)}")
-    name, options = next(iter(item.items()))
-    return name, dict(options or {})

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from leaven.config import PlanLocation, PlanPath, validated
+from leaven.config import PlanLocation, PlanPath, one_item, validated
 from leaven.errors import UsageError
 
 
@@ -69,6 +69,16 @@ def test_mistakes_are_one_line_with_place_and_fix(value: dict[str, Any], line: s
     with pytest.raises(UsageError) as error:
         read(**value)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_item_is_a_name_or_a_name_with_options() -> None:
+    assert one_item("mga", "x") == ("mga", {}) and one_item({"mga": None}, "x") == ("mga", {})
+    assert one_item({"mga": {"pairs": 2}}, "x") == ("mga", {"pairs": 2})
+    with pytest.raises(UsageError, match="x: mga: options must be 'name: value' pairs, not 3"):
+        one_item({"mga": 3}, "x")
+    for wrong in ({"a": {}, "b": {}}, 3, ["mga"]):
+        with pytest.raises(UsageError, match="must be a name or one 'name: options'"):
+            one_item(wrong, "x")
 
 
 def test_nothing_at_all_names_the_first_missing_field() -> None:

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leaven.config import validated
+from leaven.config import one_item, validated
 from leaven.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -73,13 +73,8 @@ def parse_filters(items: Sequence[Any], base: Path | None = None, where: str = "
     """
     filters: dict[str, Filter] = {}
     for item in items:
-        if isinstance(item, Mapping) and len(item) == 1:
-            name, options = next(iter(item.items()))
-        elif isinstance(item, str):
-            name, options = item, None
-        else:
-            raise UsageError(f"{where}: an item must be a name or one 'name: options', not {item!r:.80}")
-        kind = load_filter(str(name), where)
+        name, options = one_item(item, where)
+        kind = load_filter(name, where)
         if name in filters:
             raise UsageError(f"{where}: {name} is listed twice; put all its options in one item")
         filters[name] = kind(validated(kind.Config, options, f"{where}: {name}", base))

@@ -18,7 +18,7 @@ To add one: the module, and its name in `MEASURES`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from leaven.config import validated
+from leaven.config import one_item, validated
 from leaven.errors import UsageError, nearest
 
 MEASURES = ("lexical", "embedding", "perplexity", "clusters", "judges")
@@ -58,14 +58,9 @@ def parse_measures(
     """
     found: dict[str, Measure] = {}
     for item in items:
-        if isinstance(item, Mapping) and len(item) == 1:
-            name, options = next(iter(item.items()))
-        elif isinstance(item, str):
-            name, options = item, None
-        else:
-            raise UsageError(f"{where}: an item must be a name or one 'name: options', not {item!r:.80}")
+        name, options = one_item(item, where)
         if name not in MEASURES:
-            raise UsageError(f"{where}: unknown measure {name!r}; {nearest(str(name), MEASURES)}")
+            raise UsageError(f"{where}: unknown measure {name!r}; {nearest(name, MEASURES)}")
         if name in found:
             raise UsageError(f"{where}: {name} is listed twice; put all its options in one item")
         module = import_module(f"{__name__}.{name}")
