@@ -24,6 +24,7 @@ from leaven.measure.base import Context, Figure, Sample
 from leaven.measure.lexical import (
     Config,
     _printed,
+    _short_shares,
     compression_ratio,
     distinct_share,
     measure,
@@ -66,6 +67,17 @@ def test_leaving_a_group_out_is_measuring_without_it(texts: list[str]) -> None:
         kept = [gram for i, text in enumerate(texts) if groups[i] != group for gram in grams(text, 2)]
         if kept:
             assert value == pytest.approx(len(set(kept)) / len(kept))
+
+
+@given(corpora, st.integers(1, 3))
+def test_one_sort_for_three_lengths_gives_what_three_sorts_give(texts: list[str], most: int) -> None:
+    found, groups = hashed(texts)
+    every, document = np.concatenate(found), np.repeat(np.arange(len(found)), [len(one) for one in found])
+    together = _short_shares(every, document, groups, most)
+    for n, (share, without) in enumerate(together, 1):
+        alone = distinct_share(every, document, groups, n)
+        assert share == alone[0]
+        assert without == pytest.approx(alone[1], nan_ok=True)
 
 
 @given(corpora)
