@@ -1,0 +1,184 @@
+"""The mix stage: what each arm of an experiment trains on, to the token and in order.
+
+    sources (stages, files) + recipes --tokens under one budget--> MIX/ARM/tokens.bin, and a table that adds
+    up
+
+    recipe.py   amounts, weights, epochs, replay: arithmetic on counts
+    pack.py     documents as token streams; blocks in training order on disk
+
+All arms of a mix have the same budget, the same context and the same tokenizer: they differ in nothing but
+their text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from leaven.errors import UsageError
+from leaven.mix.recipe import Allocation, Amount, Replay, Share, allocate, by_unique_tokens
+from leaven.stage import Stage
+
+if TYPE_CHECKING:
+    from leaven.corpus.tokens import Tokenizer
+    from leaven.document import Document
+    from leaven.mix.pack import Order, Stream
+
+__all__ = ["Arm", "Mix", "Source", "allocations", "mix", "recipe_table"]
+
+
+class Source(BaseModel):
+    """Documents an arm may take; exactly one of `stage` and `path`.
+
+    Args:
+        stage: ``corpus`` (the real documents), ``generate`` (all that was written), ``clean`` (what was
+            kept).
+        path: a run, a stage's folder, or documents in any form that Leaven reads.
+        only: lineage fields and the value they must have, e.g. ``{method: mga, variables.strictness: base}``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    stage: str | None = Field(None, pattern="^(corpus|generate|clean)$")
+    path: str | None = None
+    only: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if (self.stage is None) == (self.path is None):
+            raise ValueError("give either stage or path")
+        return self
+
+
+class Arm(BaseModel):
+    """What one arm trains on; exactly one of the two.
+
+    Args:
+        sources: amount by source; a number is a weight.
+        unique_tokens: sources weighted by how much they have.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sources: dict[str, Amount] = Field(default_factory=dict)
+    unique_tokens: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Arm:
+        if bool(self.sources) == bool(self.unique_tokens):
+            raise ValueError("give either sources or unique_tokens, and at least one")
+        return self
+
+
+class Mix(BaseModel):
+    """Options of the mix stage.
+
+    Args:
+        tokens: the budget of every arm.
+        context: tokens of one training sequence.
+        sources: by name.
+        arms: by name.
+        replay: blocks of another source in place of an arm's own, at the same places in every arm.
+        order: ``documents`` shuffles all; ``megadocuments`` keeps what was written from one source together.
+        end, begin: spelling of the marks around a document; None finds the tokenizer's end mark, and puts
+            nothing before a document.
+        seed: of everything that is shuffled.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tokens: int = Field(ge=1)
+    context: int = Field(2048, ge=8)
+    sources: dict[str, Source] = Field(min_length=1)
+    arms: dict[str, Arm] = Field(min_length=1)
+    replay: Replay | None = None
+    order: str = Field("documents", pattern="^(documents|megadocuments)$")
+    end: str | None = None
+    begin: str | None = None
+    seed: int = 0
+
+
+def allocations(options: Mix, streams: Mapping[str, Stream]) -> dict[str, Allocation]:
+    """Every arm's recipe, resolved.
+
+    Raises:
+        UsageError: an arm that cannot be; see `recipe.allocate`.
+    """
+    supplies = {name: stream.supply for name, stream in streams.items()}
+    found: dict[str, Allocation] = {}
+    for name, arm in options.arms.items():
+        amounts = dict(arm.sources) or by_unique_tokens(list(arm.unique_tokens), supplies, f"arm {name}")
+        found[name] = allocate(
+            name, amounts, supplies, tokens=options.tokens, context=options.context, seed=options.seed,
+            replay=options.replay,
+        )  # fmt: skip
+    sizes = {name: one.tokens for name, one in found.items()}
+    assert len(set(sizes.values())) == 1, f"arms differ in tokens: {sizes}"
+    return found
+
+
+def mix(
+    options: Mix,
+    sources: Mapping[str, tuple[str, Callable[[], Sequence[Document]]]],
+    tokenizer: Tokenizer,
+    out: Path,
+    progress: Callable[[str, int, int | None], None] = lambda what, done, total: None,
+    dry: bool = False,
+) -> tuple[dict[str, Any] | None, dict[str, Allocation]]:
+    """Resolve the recipes and write every arm's tokens.
+
+    Args:
+        sources: by name, (fingerprint, function that gives its documents).
+        out: the stage's folder.
+        dry: only resolve; nothing is written.
+
+    Returns:
+        (manifest or None where dry, allocation by arm).
+
+    Raises:
+        UsageError: a recipe that cannot be, before anything is written.
+    """
+    from leaven.mix.pack import encode, marks_of, write_arm
+
+    stage = Stage(
+        out, options.model_dump(mode="json") | {"tokenizer": tokenizer.fingerprint},
+        {name: fingerprint for name, (fingerprint, _) in sources.items()},
+    )  # fmt: skip
+    marks = marks_of(tokenizer, options.end, options.begin)
+    streams: dict[str, Stream] = {}
+    for name, (_, read) in sources.items():
+        documents = read()
+        if not documents:
+            raise UsageError(f"mix: source {name!r} has no documents")
+
+        def encoded(done: int, name: str = name, total: int = len(documents)) -> None:
+            progress(f"tokens of {name}", done, total)
+
+        streams[name] = encode(documents, tokenizer, marks, encoded)
+    found = allocations(options, streams)
+    manifest = stage.manifest
+    if dry or manifest is not None:
+        return manifest, found
+    stage.prepare(rows=False)
+    order: Order = "megadocuments" if options.order == "megadocuments" else "documents"
+    for number, (name, one) in enumerate(found.items()):
+        progress("arms", number, len(found))
+        chosen = [streams[share.source] for share in one.shares]
+        write_arm(out / name / "tokens.bin", one, chosen, order, options.seed)
+    tokenizer.save(out / "tokenizer.json")
+    kind = str(next(iter(streams.values())).tokens.dtype)
+    arms = {
+        name: {"tokens": one.tokens, "sources": [asdict(share) for share in one.shares]}
+        for name, one in found.items()
+    }
+    manifest = stage.finish(
+        counts={"tokens": next(iter(found.values())).tokens, "arms": len(found)}, reasons={}, arms=arms,
+        context=options.context, dtype=kind, vocab_size=tokenizer.vocab_size, end=marks.end,
+    )  # fmt: skip
+    return manifest, found
+
+
+def recipe_table(found: Mapping[str, Allocation]) -> list[tuple[str, Share]]:
+    """(arm, share) of every source of every arm, in order: the rows of the recipe table."""
+    return [(name, share) for name, one in found.items() for share in one.shares]
