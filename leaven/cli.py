@@ -211,6 +211,28 @@ def measure(
 
 
 @app.command()
+def mix(
+    plan: PlanArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print the recipe table")] = False,
+) -> None:
+    """Build what every arm of a plan trains on, and print how many tokens of what that is."""
+    from rich.console import Console
+
+    from leaven.plan import load_plan
+    from leaven.run import recipes
+    from leaven.run import run as run_plan
+    from leaven.show import recipe_table
+
+    console = Console()
+    loaded = load_plan(plan)
+    with _interruptible():
+        found = recipes(loaded, console)
+        if not dry_run:
+            run_plan(loaded, to="mix", console=console)
+    console.print(recipe_table({name: one.shares for name, one in found.items()}))
+
+
+@app.command()
 def agree(
     folder: Annotated[Path, typer.Argument(help="a measure folder that judges have filled")],
     labels: Annotated[Path, typer.Argument(help="JSONL: judge, id, label (and item, annotator)")],

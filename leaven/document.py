@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,16 @@ from datatrove.data import Document
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Document", "child", "child_id", "content_id", "read_parquet", "reject", "write_parquet"]
+__all__ = [
+    "Document",
+    "child",
+    "child_id",
+    "content_id",
+    "field_of",
+    "read_parquet",
+    "reject",
+    "write_parquet",
+]
 
 # Metadata of a written document. `sources`: ids of the documents it was written from; `variables`:
 # what was varied (entities, genre, style, ...); `request`: key of its answer in the response store.
@@ -98,6 +107,14 @@ def child(
     }
     identifier = child_id([source.id], method, step, variables, sample)
     return Document(text=text, id=identifier, metadata=inherited | lineage | metadata)
+
+
+def field_of(document: Document, name: str) -> str:
+    """A field of the metadata as text, by a dotted path (``variables.strictness``); empty if missing."""
+    value: Any = document.metadata
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "" if value is None else str(value)
 
 
 def reject(document: Document, reason: str, detail: str = "") -> Document:

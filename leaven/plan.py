@@ -27,13 +27,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from leaven.clean import Filter, parse_filters
 from leaven.config import PlanLocation, PlanPath, one_item, validated
 from leaven.corpus.read import Input
-from leaven.errors import UsageError
+from leaven.errors import UsageError, nearest
 from leaven.generate import load_method
 from leaven.generate._runner import Job
 from leaven.lm import ModelConfig
 from leaven.lm.ask import StepOverride, override
 from leaven.measure import ASKING, Measure, parse_measures
 from leaven.measure.report import Bounds, check_figures
+from leaven.mix import Mix
 
 Item = str | dict[str, dict[str, Any] | None]
 
@@ -93,6 +94,7 @@ class PlanFile(BaseModel):
             folder, when a method is used twice).
         clean: filters in order; an item is a name or ``{name: options}``.
         measure: what to measure of the cleaned rows; left out, nothing is.
+        mix: the arms to train, and what each takes of what; left out, none.
         embeddings: folder of the embeddings' cache; it outlives runs as well.
     """
 
@@ -111,6 +113,7 @@ class PlanFile(BaseModel):
     generate: tuple[Item, ...] = ()
     clean: tuple[Item, ...] = ()
     measure: MeasureSection | None = None
+    mix: Mix | None = None
     embeddings: PlanPath = Field(Path("embeddings"), validate_default=True)
 
 
@@ -176,8 +179,25 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
         raise UsageError(
             f"{where}: 'measure' looks at what 'generate' wrote; use `leaven measure` for documents"
         )
+    if file.mix is not None:
+        _check_mix(file.mix, file, where)
     folder = file.out or base / "runs" / file.name
     return Plan(file, folder, tuple(generate), tuple(clean), measures)
+
+
+def _check_mix(mix: Mix, file: PlanFile, where: str) -> None:
+    """Names in the mix section that can be checked before anything is read."""
+    where = f"{where}: mix"
+    for name, source in mix.sources.items():
+        if source.stage in ("generate", "clean") and not file.generate:
+            raise UsageError(f"{where}: source {name!r} takes stage {source.stage!r}; nothing is generated")
+        if source.stage == "clean" and not file.clean:
+            raise UsageError(f"{where}: source {name!r} takes stage 'clean', but the plan has no filters")
+    for arm, options in mix.arms.items():
+        replayed = [mix.replay.source] if mix.replay else []
+        for name in (*options.sources, *options.unique_tokens, *replayed):
+            if name not in mix.sources:
+                raise UsageError(f"{where}: arm {arm}: unknown source {name!r}; {nearest(name, mix.sources)}")
 
 
 def _generate_stages(items: Sequence[Item], base: Path, where: str) -> list[GenerateStage]:

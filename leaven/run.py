@@ -4,6 +4,7 @@
     RUN/generate/METHOD/     what each method wrote
     RUN/clean/               what was kept of all that
     RUN/measure/             figures about it
+    RUN/mix/                 what every arm trains on
     RUN/plan.json            the plan as it was understood
     RUN/events.jsonl         what happened when
 
@@ -18,7 +19,7 @@ import fcntl
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from leaven.clean import clean
 from leaven.config import validated
 from leaven.corpus import build_corpus
 from leaven.corpus.tokens import load_tokenizer
+from leaven.document import Document, field_of
 from leaven.errors import UsageError, nearest
 from leaven.generate._rehearse import Rehearsal, StepEstimate
 from leaven.generate._runner import generate
@@ -44,9 +46,11 @@ from leaven.measure._runner import Corpus, corpus_at, draw
 from leaven.measure._runner import run as run_measures
 from leaven.measure.base import SOURCE, Context
 from leaven.measure.report import Report, check_figures, read_report
+from leaven.mix import Source, mix
+from leaven.mix.recipe import Allocation
 from leaven.plan import MeasureSection, Plan, PlanFile
 from leaven.progress import Reporter
-from leaven.stage import read_manifest, read_stage, write_json
+from leaven.stage import fingerprint, read_manifest, read_stage, write_json
 
 
 @dataclass
@@ -113,6 +117,8 @@ class _Run:
             self.clean()
         if last >= 3 and self.plan.measure:
             self.measure()
+        if last >= 4 and self.plan.file.mix and not self.result.missed:
+            self.mix()
         return self.result
 
     def build_corpus(self) -> None:
@@ -164,6 +170,19 @@ class _Run:
             for name in manifest["failed"]
         ]
 
+    def mix(self, dry: bool = False) -> dict[str, Allocation]:
+        options = self.plan.file.mix
+        assert options is not None
+        tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else self.tokenizer
+        sources = {name: _source(self.plan, source) for name, source in options.sources.items()}
+        with self.reporter.stage("mix") as progress:
+            manifest, found = mix(
+                options, sources, tokenizer, self.plan.folder / "mix", progress.named, dry=dry
+            )
+        if manifest is not None and not dry:
+            self._keep("mix", manifest)
+        return found
+
     def _keep(self, name: str, manifest: dict[str, Any]) -> None:
         self.result.manifests[name] = manifest
         self.reporter.event("stage done", stage=name, counts=manifest["counts"], reasons=manifest["reasons"])
@@ -190,6 +209,41 @@ def open_store(plan: Plan) -> Iterator[ResponseStore]:
 def prices_of(plan: Plan) -> Prices | None:
     """The user's price file, if the plan names one."""
     return load_prices(plan.file.prices) if plan.file.prices else None
+
+
+def _source(plan: Plan, source: Source) -> tuple[str, Callable[[], Sequence[Document]]]:
+    """(fingerprint, function that reads the documents) of a mix's source."""
+    if source.path is not None:
+        corpus = corpus_at(source.path, "source")[0]
+    elif source.stage == "generate":
+        corpus = Corpus("source", tuple(plan.folder / "generate" / stage.name for stage in plan.generate))
+    else:
+        corpus = Corpus("source", (plan.folder / str(source.stage),))
+    for folder in corpus.folders:
+        if read_manifest(folder) is None:
+            raise UsageError(f"mix: {folder} is not finished; run the plan up to it first (--to clean)")
+
+    def read() -> Sequence[Document]:
+        wanted = source.only.items()
+        return [one for one in corpus.read() if all(field_of(one, name) == value for name, value in wanted)]
+
+    return fingerprint([corpus.fingerprint(), source.only]), read
+
+
+def recipes(plan: Plan, console: Console | None = None) -> dict[str, Allocation]:
+    """What every arm of the plan's mix will take of every source; writes nothing.
+
+    Raises:
+        UsageError: no mix in the plan, a recipe that cannot be, or a stage that it needs is not finished.
+    """
+    if plan.file.mix is None:
+        raise UsageError("the plan has no 'mix' section")
+    if read_manifest(plan.folder / "corpus") is None:
+        raise UsageError(f"mix: {plan.folder}/corpus is not finished; run the plan first (--to clean)")
+    with _locked(plan.folder):
+        runner = _Run(plan, Reporter(plan.folder / "events.jsonl", console or Console(quiet=True)))
+        runner.tokenizer = load_tokenizer(str(runner.corpus / "tokenizer.json"))
+        return runner.mix(dry=True)
 
 
 def measure(

@@ -7,7 +7,7 @@ import json
 import random
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from leaven.errors import UsageError
 from leaven.measure.agreement import Compared
 from leaven.measure.report import Report, demand_lines, footnotes, number, read_report
 from leaven.measure.report import table as figures_table
+from leaven.mix import shares_of
+from leaven.mix.recipe import Share
 from leaven.stage import read_manifest, read_stage
 
 EXCERPT = 600  # characters of a source or child that are printed
@@ -31,7 +33,7 @@ def stage_folders(run: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     written = sorted(
         (path.parent for path in stages), key=lambda folder: (folder / "manifest.json").stat().st_mtime
     )
-    for folder in (run / "corpus", *written, run / "clean", run / "measure"):
+    for folder in (run / "corpus", *written, run / "clean", run / "measure", run / "mix"):
         manifest = read_manifest(folder)
         if manifest is not None:
             yield str(folder.relative_to(run)), folder, manifest
@@ -55,6 +57,8 @@ def show(run: Path, console: Console, *, pairs: int = 0) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if "measure" in manifests:
         print_figures(read_report(run / "measure"), run / "measure", console)
+    if "mix" in manifests:
+        console.print(recipe_table(shares_of(manifests["mix"])))
     if pairs:
         _print_pairs(run, manifests, console, pairs)
 
@@ -65,8 +69,8 @@ def _table(run: Path, stages: list[tuple[str, Path, dict[str, Any]]]) -> Table:
         textual = column in ("stage", "why not")
         table.add_column(column, justify="left" if textual else "right", no_wrap=column != "why not")
     for name, _, manifest in stages:
-        if name == "measure":
-            continue  # it keeps and rejects nothing; its figures have a table of their own
+        if name in ("measure", "mix"):
+            continue  # they keep and reject nothing, and have tables of their own
         counts = manifest["counts"]
         if name == "corpus":  # its rows are chunks; what adds up is documents
             renamed = {column: counts[f"documents_{column}"] for column in ("read", "kept", "rejected")}
@@ -83,6 +87,22 @@ def print_figures(report: Report, folder: Path, console: Console) -> None:
     for line in (*footnotes(report), *demand_lines(report)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"all of it: {folder}/figures.md, figures.json", highlight=False, soft_wrap=True)
+
+
+def recipe_table(arms: Mapping[str, Sequence[Share]]) -> Table:
+    """What every arm takes of every source; each arm's rows add up to the budget."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("arm", "source", "unique tokens", "epochs", "tokens", "share"):
+        table.add_column(column, justify="left" if column in ("arm", "source") else "right")
+    for arm, shares in arms.items():
+        total = sum(share.tokens for share in shares)
+        for row, share in enumerate(shares):
+            table.add_row(
+                arm if row == 0 else "", share.source, f"{share.unique_tokens:,}", f"{share.epochs:.2f}",
+                f"{share.tokens:,}", f"{share.tokens / total:.1%}",
+            )  # fmt: skip
+        table.add_row("", "[dim]together[/dim]", "", "", f"{total:,}", "")
+    return table
 
 
 def agreement_table(found: Sequence[Compared]) -> Table:

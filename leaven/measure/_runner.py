@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from leaven.corpus.read import Input, input_fingerprints, read_documents
-from leaven.document import Document
+from leaven.document import Document, field_of
 from leaven.errors import UsageError
 from leaven.measure import Measure
 from leaven.measure.base import SOURCE, Context, Drawer, Sample
@@ -219,7 +219,7 @@ def _sources(sources: Corpus, samples: Sequence[Sample]) -> Sample:
 def _groups(whole: Sample, by: str) -> dict[str, Sample]:
     rows: dict[str, list[int]] = {}
     for row, document in enumerate(whole.documents):
-        rows.setdefault(_value(document, by), []).append(row)
+        rows.setdefault(field_of(document, by), []).append(row)
     rows.pop("", None)
     if not rows and by != "method":
         known = Counter(name for document in whole.documents for name in document.metadata)
@@ -233,13 +233,6 @@ def _groups(whole: Sample, by: str) -> dict[str, Sample]:
         part = whole.chosen(places)
         found[name] = Sample(name, part.documents, len(places), whole.sources, whole.name)
     return found
-
-
-def _value(document: Document, by: str) -> str:
-    value: Any = document.metadata
-    for name in by.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return "" if value is None else str(value)
 
 
 def _places(corpus: Corpus, against: Corpus | None) -> list[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from leaven.config import PlanLocation
 from leaven.errors import UsageError
 from leaven.mix.recipe import Allocation, Amount, Replay, Share, allocate, by_unique_tokens
 from leaven.stage import Stage
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from leaven.document import Document
     from leaven.mix.pack import Order, Stream
 
-__all__ = ["Arm", "Mix", "Source", "allocations", "mix", "recipe_table"]
+__all__ = ["Arm", "Mix", "Source", "allocations", "mix", "shares_of"]
 
 
 class Source(BaseModel):
@@ -43,7 +44,7 @@ class Source(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str | None = Field(None, pattern="^(corpus|generate|clean)$")
-    path: str | None = None
+    path: PlanLocation | None = None
     only: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -84,6 +85,7 @@ class Mix(BaseModel):
         order: ``documents`` shuffles all; ``megadocuments`` keeps what was written from one source together.
         end, begin: spelling of the marks around a document; None finds the tokenizer's end mark, and puts
             nothing before a document.
+        tokenizer: tokenizer.json, checkpoint folder or hub name; None is the corpus's own.
         seed: of everything that is shuffled.
     """
 
@@ -96,6 +98,7 @@ class Mix(BaseModel):
     order: str = Field("documents", pattern="^(documents|megadocuments)$")
     end: str | None = None
     begin: str | None = None
+    tokenizer: str | None = None
     seed: int = 0
 
 
@@ -179,6 +182,6 @@ def mix(
     return manifest, found
 
 
-def recipe_table(found: Mapping[str, Allocation]) -> list[tuple[str, Share]]:
-    """(arm, share) of every source of every arm, in order: the rows of the recipe table."""
-    return [(name, share) for name, one in found.items() for share in one.shares]
+def shares_of(manifest: Mapping[str, Any]) -> dict[str, list[Share]]:
+    """The recipe table of a finished mix: what every arm takes of every source."""
+    return {name: [Share(**one) for one in arm["sources"]] for name, arm in manifest["arms"].items()}
