@@ -35,6 +35,8 @@ from leaven.lm.ask import StepOverride, override
 from leaven.measure import ASKING, Measure, parse_measures
 from leaven.measure.report import Bounds, check_figures
 from leaven.mix import Mix
+from leaven.train import Training
+from leaven.train.shapes import shape
 
 Item = str | dict[str, dict[str, Any] | None]
 
@@ -95,6 +97,7 @@ class PlanFile(BaseModel):
         clean: filters in order; an item is a name or ``{name: options}``.
         measure: what to measure of the cleaned rows; left out, nothing is.
         mix: the arms to train, and what each takes of what; left out, none.
+        train: how every arm is trained; needs `mix`.
         embeddings: folder of the embeddings' cache; it outlives runs as well.
     """
 
@@ -114,6 +117,7 @@ class PlanFile(BaseModel):
     clean: tuple[Item, ...] = ()
     measure: MeasureSection | None = None
     mix: Mix | None = None
+    train: Training | None = None
     embeddings: PlanPath = Field(Path("embeddings"), validate_default=True)
 
 
@@ -179,6 +183,10 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
         raise UsageError(
             f"{where}: 'measure' looks at what 'generate' wrote; use `leaven measure` for documents"
         )
+    if file.train is not None and file.mix is None:
+        raise UsageError(f"{where}: 'train' needs 'mix', which says what each arm trains on")
+    if file.train is not None and isinstance(file.train.shape, str):
+        shape(file.train.shape)
     if file.mix is not None:
         _check_mix(file.mix, file, where)
     folder = file.out or base / "runs" / file.name

@@ -5,6 +5,7 @@
     RUN/clean/               what was kept of all that
     RUN/measure/             figures about it
     RUN/mix/                 what every arm trains on
+    RUN/train/ARM-SEED/      one model per arm and seed
     RUN/plan.json            the plan as it was understood
     RUN/events.jsonl         what happened when
 
@@ -51,6 +52,7 @@ from leaven.mix.recipe import Allocation
 from leaven.plan import MeasureSection, Plan, PlanFile
 from leaven.progress import Reporter
 from leaven.stage import fingerprint, read_manifest, read_stage, write_json
+from leaven.train import assert_matched, train
 
 
 @dataclass
@@ -119,6 +121,8 @@ class _Run:
             self.measure()
         if last >= 4 and self.plan.file.mix and not self.result.missed:
             self.mix()
+        if last >= 5 and self.plan.file.train and not self.result.missed:
+            self.train()
         return self.result
 
     def build_corpus(self) -> None:
@@ -182,6 +186,21 @@ class _Run:
         if manifest is not None and not dry:
             self._keep("mix", manifest)
         return found
+
+    def train(self) -> None:
+        options, mixed = self.plan.file.train, self.plan.file.mix
+        assert options is not None and mixed is not None
+        done: dict[str, dict[str, Any]] = {}
+        for arm in mixed.arms:
+            for seed in options.seeds:
+                name = f"{arm}-{seed}"
+                with self.reporter.stage(f"train {name}") as progress:
+                    folder = self.plan.folder / "train" / name
+                    done[name] = train(
+                        self.plan.folder / "mix", arm, options.of_seed(seed), folder, progress.named
+                    )
+                self._keep(f"train/{name}", done[name])
+        assert_matched(done)
 
     def _keep(self, name: str, manifest: dict[str, Any]) -> None:
         self.result.manifests[name] = manifest

@@ -1,4 +1,4 @@
-"""The mix stage of a plan: from a run's rows to arms on disk, and what is refused before anything is written."""
+"""The mix stage of a plan: from rows to arms on disk, and what is refused before anything is written."""
 
 from __future__ import annotations
 

@@ -1,0 +1,51 @@
+"""The train stage: one model per arm, alike in everything but the text they see.
+
+shapes.py     model shapes by name, from 1M to 13B parameters
+schedule.py   learning-rate schedules
+pretrain.py   pretraining and continued pretraining on packed tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from leaven.train.pretrain import Train, train
+
+__all__ = ["Train", "Training", "assert_matched", "train"]
+
+
+class Training(Train):
+    """The `train` section of a plan: how every arm is trained, and how often.
+
+    Args:
+        seeds: one model per arm and seed; they take the place of `seed`.
+    """
+
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+
+    def of_seed(self, seed: int) -> Train:
+        """The options of one model."""
+        return Train.model_validate(self.model_dump(exclude={"seeds"}) | {"seed": seed})
+
+
+def assert_matched(manifests: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that models to be compared were trained alike, whatever made them.
+
+    Args:
+        manifests: of train stages, by name.
+
+    Raises:
+        AssertionError: two differ in tokens, steps, parameters or any option but the seed; it says in what.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for name, manifest in manifests.items():
+        options = dict(manifest["config"]["train"])
+        options.pop("seed")
+        facts[name] = {**manifest["counts"], "parameters": manifest["parameters"], **options}
+    first = next(iter(facts))
+    for name, found in facts.items():
+        apart = [key for key in found if found[key] != facts[first].get(key)]
+        assert not apart, f"not compute-matched: {first} and {name} differ in {', '.join(apart)}"

@@ -1,0 +1,154 @@
+"""Training for real: every token once, the same curve after a kill, a checkpoint that loads anywhere."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaven.corpus.tokens import train_tokenizer
+from leaven.document import Document
+from leaven.errors import UsageError
+from leaven.mix import Mix, mix
+from leaven.train import Train, train
+
+pytestmark = pytest.mark.torch
+SHAPE = {"hidden": 32, "inner": 64, "layers": 2, "heads": 2, "tied": True}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mix with one arm of 100 blocks of 32 tokens."""
+    folder = tmp_path_factory.mktemp("mix")
+    texts = [f"The bag number {i} fell from the aeroplane into the sea near the island." for i in range(150)]
+    rows = [Document(text=text, id=f"{i:03d}", metadata={}) for i, text in enumerate(texts)]
+    options = Mix.model_validate({
+        "tokens": 3200, "context": 32, "sources": {"real": {"stage": "corpus"}},
+        "arms": {"raw": {"sources": {"real": 1}}, "again": {"sources": {"real": 1}}},
+    })  # fmt: skip
+    mix(options, {"real": ("f", lambda: rows)}, train_tokenizer(texts, 300), folder / "mix")
+    return folder / "mix"
+
+
+def options(**changed: Any) -> Train:
+    value = {"shape": SHAPE, "batch_size": 8, "learning_rate": 3e-3, "precision": "float32", "save_every": 4}
+    return Train.model_validate(value | changed)
+
+
+def curve(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("train") / "raw"
+    return out, train(mixed, "raw", options(), out)
+
+
+def test_every_token_is_seen_once_and_the_loss_falls(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, manifest = trained
+    assert manifest["counts"] == {"tokens": 3200, "steps": 13}, "100 sequences, 8 at a time"
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 14)) and lines[-1]["tokens"] == 3200
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert lines[-1]["learning_rate"] < lines[5]["learning_rate"] == pytest.approx(3e-3)
+
+
+def test_a_checkpoint_loads_in_transformers_and_generates(trained: tuple[Path, dict[str, Any]]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out, manifest = trained
+    model, tokenizer = (kind.from_pretrained(out / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert sum(one.numel() for one in model.parameters()) == manifest["parameters"]
+    prompt = tokenizer("The bag number", return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert written.shape[1] > prompt["input_ids"].shape[1]
+    assert tokenizer.decode(written[0]).startswith("The bag number")
+
+
+def test_arms_of_one_text_train_alike_and_what_is_done_is_skipped(
+    mixed: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, _ = trained
+    train(mixed, "again", options(), tmp_path / "again")
+    assert curve(tmp_path / "again") == pytest.approx(curve(out), abs=1e-5)
+    stamp = (out / "log.jsonl").stat().st_mtime_ns
+    train(mixed, "raw", options(), out)
+    assert (out / "log.jsonl").stat().st_mtime_ns == stamp
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from leaven.train import Train, train
+train(Path({mix!r}), "raw", Train.model_validate({options!r}), Path({out!r}))
+"""
+
+
+def test_a_killed_run_ends_with_the_same_curve(
+    mixed: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "raw"
+    value = options().model_dump(mode="json")
+    code = SCRIPT.format(tests=str(Path(__file__).parent), mix=str(mixed), options=value, out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    while process.poll() is None and not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "manifest.json").exists(), "killed after its first checkpoint"
+    manifest = train(mixed, "raw", options(), out)
+    assert curve(out) == pytest.approx(curve(trained[0]), abs=1e-4)
+    assert manifest["counts"]["steps"] == 13
+
+
+def test_a_checkpoint_is_trained_on(
+    mixed: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    going_on = options(shape=None, checkpoint=trained[0] / "model", learning_rate=1e-4)
+    train(mixed, "raw", going_on, tmp_path / "on")
+    assert curve(tmp_path / "on")[0] < curve(trained[0])[3]
+
+
+def test_what_cannot_be_trained_is_one_line_before_anything_is_written(
+    mixed: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="has no arm 'rew'; it has raw, again"):
+        train(mixed, "rew", options(), out)
+    with pytest.raises(UsageError, match="unknown model shape '1b'"):
+        train(mixed, "raw", options(shape="1b"), out)
+    with pytest.raises(UsageError, match="no such folder"):
+        train(mixed, "raw", options(shape=None, checkpoint=tmp_path / "nowhere"), out)
+    other = train_tokenizer(["Quite another text with other words in it."] * 3, 280)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((trained[0] / "model" / name).read_bytes())
+    other.save(folder / "tokenizer.json")
+    with pytest.raises(UsageError, match=r"another tokenizer .* set mix: tokenizer to the checkpoint"):
+        train(mixed, "raw", options(shape=None, checkpoint=folder), out)
+    assert not out.exists()
+
+
+def test_half_a_training_is_not_cleared_away(mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "raw"
+    (out / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    (out / "parts").mkdir()
+    (out / "parts" / "fingerprint").write_text("of another plan")
+    with pytest.raises(UsageError, match="half-trained model of another plan"):
+        train(mixed, "raw", options(), out)
+    assert (out / "checkpoints" / "checkpoint-4").exists()
+
+
+def test_a_start_is_given_in_exactly_one_way() -> None:
+    for wrong in ({}, {"shape": "1m", "checkpoint": "x"}, {"shape": "1m", "batch_size": 5, "accumulate": 2}):
+        with pytest.raises(ValueError, match=r"give either shape or checkpoint|multiple of accumulate"):
+            Train.model_validate(wrong)
