@@ -28,6 +28,8 @@ from leaven.clean import Filter, parse_filters
 from leaven.config import PlanLocation, PlanPath, one_item, validated
 from leaven.corpus.read import Input
 from leaven.errors import UsageError, nearest
+from leaven.evaluate import Evaluate
+from leaven.evaluate.sets import read_set
 from leaven.generate import load_method
 from leaven.generate._runner import Job
 from leaven.lm import ModelConfig
@@ -98,6 +100,7 @@ class PlanFile(BaseModel):
         measure: what to measure of the cleaned rows; left out, nothing is.
         mix: the arms to train, and what each takes of what; left out, none.
         train: how every arm is trained; needs `mix`.
+        evaluate: what every trained model is asked; needs `train`.
         embeddings: folder of the embeddings' cache; it outlives runs as well.
     """
 
@@ -118,6 +121,7 @@ class PlanFile(BaseModel):
     measure: MeasureSection | None = None
     mix: Mix | None = None
     train: Training | None = None
+    evaluate: Evaluate | None = None
     embeddings: PlanPath = Field(Path("embeddings"), validate_default=True)
 
 
@@ -187,6 +191,15 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
         raise UsageError(f"{where}: 'train' needs 'mix', which says what each arm trains on")
     if file.train is not None and isinstance(file.train.shape, str):
         shape(file.train.shape)
+    if file.evaluate is not None:
+        if file.train is None or file.mix is None:
+            raise UsageError(f"{where}: 'evaluate' needs 'train', which makes the models")
+        baseline = file.evaluate.baseline
+        if baseline is not None and baseline not in file.mix.arms:
+            line = f"{where}: evaluate: baseline {baseline!r} is no arm"
+            raise UsageError(f"{line}; {nearest(baseline, file.mix.arms)}")
+        for name, one in file.evaluate.sets.items():
+            read_set(name, one)
     if file.mix is not None:
         _check_mix(file.mix, file, where)
     folder = file.out or base / "runs" / file.name

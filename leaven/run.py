@@ -6,6 +6,7 @@
     RUN/measure/             figures about it
     RUN/mix/                 what every arm trains on
     RUN/train/ARM-SEED/      one model per arm and seed
+    RUN/evaluate/            what the models know, and how the arms differ
     RUN/plan.json            the plan as it was understood
     RUN/events.jsonl         what happened when
 
@@ -35,6 +36,7 @@ from leaven.corpus import build_corpus
 from leaven.corpus.tokens import load_tokenizer
 from leaven.document import Document, field_of
 from leaven.errors import UsageError, nearest
+from leaven.evaluate import evaluate
 from leaven.generate._rehearse import Rehearsal, StepEstimate
 from leaven.generate._runner import generate
 from leaven.lm import ModelConfig, loop
@@ -122,7 +124,9 @@ class _Run:
         if last >= 4 and self.plan.file.mix and not self.result.missed:
             self.mix()
         if last >= 5 and self.plan.file.train and not self.result.missed:
-            self.train()
+            trained = self.train()
+            if last >= 6 and self.plan.file.evaluate:
+                self.evaluate(trained)
         return self.result
 
     def build_corpus(self) -> None:
@@ -187,20 +191,32 @@ class _Run:
             self._keep("mix", manifest)
         return found
 
-    def train(self) -> None:
+    def train(self) -> dict[tuple[str, int], dict[str, Any]]:
         options, mixed = self.plan.file.train, self.plan.file.mix
         assert options is not None and mixed is not None
-        done: dict[str, dict[str, Any]] = {}
+        done: dict[tuple[str, int], dict[str, Any]] = {}
         for arm in mixed.arms:
             for seed in options.seeds:
                 name = f"{arm}-{seed}"
                 with self.reporter.stage(f"train {name}") as progress:
                     folder = self.plan.folder / "train" / name
-                    done[name] = train(
+                    done[arm, seed] = train(
                         self.plan.folder / "mix", arm, options.of_seed(seed), folder, progress.named
                     )
-                self._keep(f"train/{name}", done[name])
-        assert_matched(done)
+                self._keep(f"train/{name}", done[arm, seed])
+        assert_matched({f"{arm}-{seed}": manifest for (arm, seed), manifest in done.items()})
+        return done
+
+    def evaluate(self, trained: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+        options = self.plan.file.evaluate
+        assert options is not None
+        models = {
+            (arm, seed): (manifest["fingerprint"], self.plan.folder / "train" / f"{arm}-{seed}" / "model")
+            for (arm, seed), manifest in trained.items()
+        }
+        with self.reporter.stage("evaluate") as progress:
+            manifest = evaluate(models, options, self.plan.folder / "evaluate", progress.named)
+        self._keep("evaluate", manifest)
 
     def _keep(self, name: str, manifest: dict[str, Any]) -> None:
         self.result.manifests[name] = manifest

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from leaven.document import Document
 from leaven.errors import UsageError
+from leaven.evaluate import BETTER, Result, read_results
 from leaven.measure.agreement import Compared
 from leaven.measure.report import Report, demand_lines, footnotes, number, read_report
 from leaven.measure.report import table as figures_table
@@ -67,6 +68,9 @@ def show(run: Path, console: Console, *, pairs: int = 0) -> None:
         console.print(
             f"{line} in {one['counts']['steps']:,} steps, last loss {one['loss']:.3f}", highlight=False
         )
+    evaluated = read_manifest(run / "evaluate")
+    if evaluated is not None:
+        console.print(results_table(read_results(run / "evaluate"), evaluated["baseline"]))
     if pairs:
         _print_pairs(run, manifests, console, pairs)
 
@@ -110,6 +114,21 @@ def recipe_table(arms: Mapping[str, Sequence[Share]]) -> Table:
                 f"{share.tokens:,}", f"{share.tokens / total:.1%}",
             )  # fmt: skip
         table.add_row("", "[dim]together[/dim]", "", "", f"{total:,}", "")
+    return table
+
+
+def results_table(results: Sequence[Result], baseline: str) -> Table:
+    """What the models know, arm by arm, and by how much each differs from the baseline."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("set", "figure", "arm", "value", f"minus {baseline}", "95% interval", "seeds"):
+        table.add_column(column, justify="left" if column in ("set", "figure", "arm") else "right")
+    for one in results:
+        arrow = "↓" if BETTER[one.figure] == "lower" else "↑"
+        table.add_row(
+            one.set, f"{one.figure} {arrow}", one.arm, number(one.value),
+            "" if one.difference is None else f"{one.difference:+.3f}",
+            f"{one.apart.low:+.3f} to {one.apart.high:+.3f}" if one.apart else "", str(len(one.seeds)),
+        )  # fmt: skip
     return table
 
 
