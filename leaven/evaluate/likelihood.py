@@ -27,8 +27,10 @@ class Scorer:
         try:
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers.utils import logging
         except ImportError as error:
             raise UsageError(f"evaluating needs pip install 'leaven[train]' ({error})") from error
+        logging.disable_progress_bar()
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
             model: Any = AutoModelForCausalLM.from_pretrained(

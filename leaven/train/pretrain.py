@@ -2,7 +2,7 @@
 
     MIX/ARM/tokens.bin --blocks in the file's order, one pass--> RUN/train/ARM/model
 
-The budget is the file: every block is seen once, in order, so arms of one mix see exactly the same number
+The budget is the file: every block is seen once, so arms of one mix see exactly the same number
 of tokens in the same number of steps. A killed run goes on from its last checkpoint with the block that came
 next. Checkpoints are plain `transformers` ones and load anywhere. For more devices start the same command
 with ``accelerate launch``: FSDP and mixed precision are the Trainer's.
@@ -50,7 +50,8 @@ class Train(BaseModel):
         compile: compile the model first; half a minute that pays for longer runs.
         save_every: steps between checkpoints, from which a killed run goes on.
         trackers: names that transformers knows (``wandb``, ``tensorboard``, ...); none by default.
-        seed: of the first weights.
+        seed: of the first weights and of the order of the data: 0 takes the blocks as they lie in the file,
+            any other seed in an order of its own, the same for all arms.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,10 +84,13 @@ class Blocks:
 
     Args:
         path: ``tokens.bin``.
+        seed: of their order; see `Train`.
     """
 
-    def __init__(self, path: Path, context: int, dtype: str) -> None:
+    def __init__(self, path: Path, context: int, dtype: str, seed: int = 0) -> None:
         self.tokens: NDArray[Any] = np.memmap(path, dtype=dtype, mode="r").reshape(-1, context)
+        count = len(self.tokens)
+        self._order = np.arange(count) if seed == 0 else np.random.default_rng([seed, 4]).permutation(count)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -94,7 +98,7 @@ class Blocks:
     def __getitem__(self, number: int) -> dict[str, Any]:
         import torch
 
-        row = torch.from_numpy(self.tokens[number].astype(np.int64))
+        row = torch.from_numpy(self.tokens[self._order[number]].astype(np.int64))
         return {"input_ids": row, "labels": row}
 
 
@@ -124,7 +128,7 @@ def train(
     _check_folder(stage)
     model = build(options, mixed, mix)
     stage.prepare(rows=False)
-    blocks = Blocks(mix / arm / "tokens.bin", mixed["context"], mixed["dtype"])
+    blocks = Blocks(mix / arm / "tokens.bin", mixed["context"], mixed["dtype"], options.seed)
     result = _fit(model, blocks, options, stage.folder, progress)
     model.save_pretrained(out / "model")
     _save_tokenizer(mix / "tokenizer.json", mixed["end"], out / "model")
@@ -148,8 +152,10 @@ def build(options: Train, mixed: Mapping[str, Any], mix: Path) -> PreTrainedMode
     try:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError as error:
         raise UsageError(f"training needs pip install 'leaven[train]' ({error})") from error
+    logging.disable_progress_bar()  # our own progress shows what takes time
     torch.manual_seed(options.seed)
     if options.checkpoint is None:
         assert options.shape is not None

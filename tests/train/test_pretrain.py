@@ -17,6 +17,7 @@ from leaven.document import Document
 from leaven.errors import UsageError
 from leaven.mix import Mix, mix
 from leaven.train import Train, train
+from leaven.train.pretrain import Blocks
 
 pytestmark = pytest.mark.torch
 SHAPE = {"hidden": 32, "inner": 64, "layers": 2, "heads": 2, "tied": True}
@@ -81,6 +82,14 @@ def test_arms_of_one_text_train_alike_and_what_is_done_is_skipped(
     stamp = (out / "log.jsonl").stat().st_mtime_ns
     train(mixed, "raw", options(), out)
     assert (out / "log.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_another_seed_sees_the_same_blocks_in_another_order(mixed: Path) -> None:
+    path = mixed / "raw" / "tokens.bin"
+    file, other, again = (Blocks(path, 32, "uint16", seed) for seed in (0, 5, 5))
+    rows = [[tuple(one[i]["input_ids"].tolist()) for i in range(len(one))] for one in (file, other, again)]
+    assert rows[0] != rows[1] == rows[2] and sorted(rows[0]) == sorted(rows[1])
+    assert rows[0] == [tuple(row) for row in file.tokens.tolist()]
 
 
 SCRIPT = """
