@@ -117,7 +117,7 @@ def train(
 
     Raises:
         UsageError: missing packages, an arm that is not there, a tokenizer that is not the checkpoint's, or a
-            half-trained model of another plan in `out`; before any compute is spent.
+            model of another plan in `out`; before any compute is spent.
     """
     mixed = json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
     if arm not in mixed["arms"]:
@@ -187,13 +187,15 @@ def build(options: Train, mixed: Mapping[str, Any], mix: Path) -> PreTrainedMode
 
 
 def _check_folder(stage: Stage) -> None:
-    """Half a training is worth too much to be cleared away because an option changed."""
+    """A trained model is worth too much to be cleared away because an option changed; so is half of one."""
     marker = stage.folder / "parts" / "fingerprint"
     other = marker.exists() and marker.read_text() != stage.fingerprint
-    if other and any((stage.folder / "checkpoints").glob("checkpoint-*")):
+    if other and (
+        (stage.folder / "model").exists() or any((stage.folder / "checkpoints").glob("checkpoint-*"))
+    ):
         raise UsageError(
-            f"{stage.folder} holds a half-trained model of another plan; delete the folder, or give this "
-            "plan another name"
+            f"{stage.folder} holds a model that was trained by another plan or on another mix; delete the "
+            "folder, or give this plan another name"
         )
 
 

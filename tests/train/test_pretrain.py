@@ -147,14 +147,15 @@ def test_what_cannot_be_trained_is_one_line_before_anything_is_written(
     assert not out.exists()
 
 
-def test_half_a_training_is_not_cleared_away(mixed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", ["checkpoints/checkpoint-4", "model"])
+def test_a_model_of_another_plan_is_not_cleared_away(mixed: Path, tmp_path: Path, made: str) -> None:
     out = tmp_path / "raw"
-    (out / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    (out / made).mkdir(parents=True)
     (out / "parts").mkdir()
     (out / "parts" / "fingerprint").write_text("of another plan")
-    with pytest.raises(UsageError, match="half-trained model of another plan"):
+    with pytest.raises(UsageError, match="trained by another plan or on another mix; delete"):
         train(mixed, "raw", options(), out)
-    assert (out / "checkpoints" / "checkpoint-4").exists()
+    assert (out / made).exists()
 
 
 def test_a_start_is_given_in_exactly_one_way() -> None:
