@@ -34,7 +34,7 @@ from leaven.clean import clean
 from leaven.config import validated
 from leaven.corpus import build_corpus
 from leaven.corpus.tokens import load_tokenizer
-from leaven.document import Document, field_of
+from leaven.document import Document
 from leaven.errors import UsageError, nearest
 from leaven.evaluate import evaluate
 from leaven.generate._rehearse import Rehearsal, StepEstimate
@@ -259,8 +259,7 @@ def _source(plan: Plan, source: Source) -> tuple[str, Callable[[], Sequence[Docu
             raise UsageError(f"mix: {folder} is not finished; run the plan up to it first (--to clean)")
 
     def read() -> Sequence[Document]:
-        wanted = source.only.items()
-        return [one for one in corpus.read() if all(field_of(one, name) == value for name, value in wanted)]
+        return [document for document in corpus.read() if source.takes(document)]
 
     return fingerprint([corpus.fingerprint(), source.only]), read
 

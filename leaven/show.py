@@ -9,7 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -121,13 +121,14 @@ def results_table(results: Sequence[Result], baseline: str) -> Table:
     """What the models know, arm by arm, and by how much each differs from the baseline."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("set", "figure", "arm", "value", f"minus {baseline}", "95% interval", "seeds"):
-        table.add_column(column, justify="left" if column in ("set", "figure", "arm") else "right")
+        justify: Literal["left", "right"] = "left" if column in ("set", "figure", "arm") else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
     for one in results:
         arrow = "↓" if BETTER[one.figure] == "lower" else "↑"
         table.add_row(
             one.set, f"{one.figure} {arrow}", one.arm, number(one.value),
             "" if one.difference is None else f"{one.difference:+.3f}",
-            f"{one.apart.low:+.3f} to {one.apart.high:+.3f}" if one.apart else "", str(len(one.seeds)),
+            f"{one.apart.low:+.3f}, {one.apart.high:+.3f}" if one.apart else "", str(len(one.seeds)),
         )  # fmt: skip
     return table
 

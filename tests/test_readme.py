@@ -14,7 +14,7 @@ import typer.main
 import yaml
 
 from leaven.cli import app
-from leaven.plan import resolve
+from leaven.plan import load_plan, resolve
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,6 +44,16 @@ def test_its_plan_is_valid() -> None:
     (plan,) = [block for kind, block in BLOCKS if kind == "yaml"]
     resolved = resolve(yaml.safe_load(plan), ROOT)
     assert [stage.name for stage in resolved.generate] == ["rephrase", "mga", "entigraph"]
+
+
+def test_the_experiment_trains_on_nothing_it_is_asked() -> None:
+    plan = load_plan(ROOT / "examples" / "stories" / "experiment.yaml")
+    assert plan.file.mix and plan.file.train and plan.file.evaluate
+    assert list(plan.file.mix.arms) == ["raw", "rephrased", "mga", "entigraph"]
+    taken = plan.file.mix.sources["rephrased"].only["variables.style"]
+    assert "qa" not in taken, "its questions are the evaluation"
+    blocks = plan.file.mix.tokens // plan.file.mix.context * plan.file.mix.context
+    assert f"{blocks:,} tokens" in README
 
 
 def test_its_tree_is_the_tree() -> None:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leaven.config import PlanLocation
+from leaven.document import Document, field_of
 from leaven.errors import UsageError
 from leaven.mix.recipe import Allocation, Amount, Replay, Share, allocate, by_unique_tokens
 from leaven.stage import Stage
 
 if TYPE_CHECKING:
     from leaven.corpus.tokens import Tokenizer
-    from leaven.document import Document
     from leaven.mix.pack import Order, Stream
 
 __all__ = ["Arm", "Mix", "Source", "allocations", "mix", "shares_of"]
@@ -39,13 +39,21 @@ class Source(BaseModel):
         stage: ``corpus`` (the real documents), ``generate`` (all that was written), ``clean`` (what was
             kept).
         path: a run, a stage's folder, or documents in any form that Leaven reads.
-        only: lineage fields and the value they must have, e.g. ``{method: mga, variables.strictness: base}``.
+        only: lineage fields and the value, or one of the values, that they must have, e.g.
+            ``{method: mga, variables.strictness: [base, strict]}``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str | None = Field(None, pattern="^(corpus|generate|clean)$")
     path: PlanLocation | None = None
-    only: dict[str, str] = Field(default_factory=dict)
+    only: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+
+    def takes(self, document: Document) -> bool:
+        """Whether `only` lets the document through."""
+        return all(
+            field_of(document, name) in ((value,) if isinstance(value, str) else value)
+            for name, value in self.only.items()
+        )
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:

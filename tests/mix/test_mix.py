@@ -18,7 +18,7 @@ MIX: dict[str, Any] = {
     "sources": {
         "real": {"stage": "corpus"},
         "easy": {"stage": "clean", "only": {"variables.style": "easy"}},
-        "all": {"stage": "generate"},
+        "all": {"stage": "generate", "only": {"method": "rephrase", "variables.style": ["easy", "hard"]}},
     },
     "arms": {
         "raw": {"sources": {"real": 1}},
