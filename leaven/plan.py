@@ -34,7 +34,7 @@ from leaven.generate import load_method
 from leaven.generate._runner import Job
 from leaven.lm import ModelConfig
 from leaven.lm.ask import StepOverride, override
-from leaven.measure import ASKING, Measure, parse_measures
+from leaven.measure import Measure, parse_measures
 from leaven.measure.report import Bounds, check_figures
 from leaven.mix import Mix
 from leaven.train import Training
@@ -180,7 +180,7 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
     section = file.measure
     measures = parse_measures(section.figures, base, f"{where}: measure") if section else ()
     check_figures(section.require if section else (), f"{where}: measure: require")
-    asking = [one.name for one in measures if one.name in ASKING]
+    asking = [one.name for one in measures if None in one.models]
     if section and asking and section.model is None and file.model is None:
         raise UsageError(f"{where}: measure: {asking[0]} asks a language model; name one under 'model'")
     if section and not file.generate:

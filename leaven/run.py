@@ -44,7 +44,7 @@ from leaven.lm.base import Usage
 from leaven.lm.budget import Meter, Prices, load_prices
 from leaven.lm.client import LanguageModel
 from leaven.lm.store import ResponseStore
-from leaven.measure import ASKING, clusters, judges, parse_measures
+from leaven.measure import clusters, judges, parse_measures
 from leaven.measure._runner import Corpus, corpus_at, draw
 from leaven.measure._runner import run as run_measures
 from leaven.measure.base import SOURCE, Context
@@ -331,16 +331,16 @@ async def _measure(
 ) -> dict[str, Any]:
     """The manifest of the measure stage in `out`."""
     against = corpus_at(section.against, "against")[0] if section.against else None
-    asking = any(one.name in ASKING for one in plan.measure)
+    asked = [model for one in plan.measure for model in one.models]
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(open_store(plan)) if asking else None
+        store = stack.enter_context(open_store(plan)) if asked else None
         progress = stack.enter_context(reporter.stage("measure"))
         async with _Models(plan, store, section.model) as models:
             manifest = await run_measures(
                 corpus, out, plan.measure, sources=sources, against=against, by=section.by,
                 sample=section.sample, bounds=section.require,
                 context=Context(section.seed, plan.file.embeddings, models.open, progress.named),
-                about={"model": models.open(None).backend.identity if asking else None},
+                about={"models": [models.open(model).backend.identity for model in asked]},
             )  # fmt: skip
         if store is not None:
             write_json(out.parent / "ledger.json", ledger(plan, store))
@@ -496,7 +496,7 @@ async def _rehearse_measures(
 ) -> None:
     """Ask what the measures would ask, about the rows that the rehearsal wrote (before cleaning)."""
     section = plan.file.measure
-    asking = [one for one in plan.measure if one.name in ASKING]
+    asking = [one for one in plan.measure if one.models]
     if section is None or not asking:
         return
     with runner.reporter.stage("plan measure") as progress:

@@ -29,9 +29,9 @@ from pydantic import BaseModel
 
 from leaven.config import one_item, validated
 from leaven.errors import UsageError, nearest
+from leaven.lm import ModelConfig
 
 MEASURES = ("lexical", "embedding", "perplexity", "clusters", "judges")
-ASKING = frozenset({"perplexity", "clusters", "judges"})  # those that need a language model
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class Measure:
     name: str
     module: ModuleType
     config: BaseModel
+
+    @property
+    def models(self) -> tuple[ModelConfig | None, ...]:
+        """The language models it asks, None for the one named for measuring; most measures ask none.
+
+        A measure that does has a function ``models(config)``.
+        """
+        asked = getattr(self.module, "models", None)
+        return asked(self.config) if asked else ()
 
 
 def parse_measures(

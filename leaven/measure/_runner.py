@@ -1,8 +1,10 @@
 """Draw samples, measure them, write the stage's folder.
 
-MEASURE/figures.json     every figure with interval, seed, sample size, histograms
-MEASURE/figures.md       the same as a table
-MEASURE/map.parquet      texts on a plane; MEASURE/verdicts.parquet   what judges said of which text
+MEASURE/figures.json         every figure with interval, seed, sample size, histograms
+MEASURE/figures.md           the same as a table
+MEASURE/map.parquet          texts on a plane
+MEASURE/similarity.parquet   each text beside its own and its nearest source
+MEASURE/verdicts.parquet     what judges said of which text
 MEASURE/manifest.json
 """
 
@@ -169,9 +171,9 @@ def draw(
     """
     whole = _drawn(corpus, most, context)
     columns = {whole.name: whole}
-    known = None if sources is None else _sources(sources, [whole])
+    known = None if sources is None else _sources(sources, whole)
     if known is not None:
-        whole.sources = {d.id: d for d in known.documents if d.id in _wanted([whole])}
+        whole.sources = {document.id: document for document in known.documents}
         if not whole.sources:
             raise UsageError(
                 f"no row of {corpus.name} names a source that is among the source documents; give the corpus "
@@ -181,9 +183,8 @@ def draw(
         columns |= _groups(whole, by)
     if against is not None:
         other = _drawn(against, most, context)
-        if known is not None:
-            also = _sources(sources, [other]) if sources else None
-            other.sources = {d.id: d for d in (also.documents if also else ()) if d.id in _wanted([other])}
+        if sources is not None:
+            other.sources = {document.id: document for document in _sources(sources, other).documents}
         columns[other.name] = other
     if known is not None:
         columns[SOURCE] = known.first(most)
@@ -205,13 +206,9 @@ def _place(corpus: Corpus) -> str:
     return corpus.files.path if corpus.files else ", ".join(map(str, corpus.folders))
 
 
-def _wanted(samples: Sequence[Sample]) -> set[str]:
-    return {name for one in samples for row in one.documents for name in row.metadata.get("sources") or ()}
-
-
-def _sources(sources: Corpus, samples: Sequence[Sample]) -> Sample:
-    """The sources of these samples' rows."""
-    wanted = _wanted(samples)
+def _sources(sources: Corpus, sample: Sample) -> Sample:
+    """The sources of this sample's rows."""
+    wanted = {name for row in sample.documents for name in row.metadata.get("sources") or ()}
     kept = [document for document in sources.read() if document.id in wanted]
     return Sample(SOURCE, sorted(kept, key=lambda document: document.id))
 

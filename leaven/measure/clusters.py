@@ -207,6 +207,11 @@ class Round:
     repaired: bool
 
 
+def models(config: Config) -> tuple[None]:
+    """It asks the model named for measuring."""
+    return (None,)
+
+
 async def measure(columns: Columns, config: Config, context: Context) -> list[Figure]:
     """The LLM cluster score of every column, all by the criteria of the first."""
     steps = override(STEPS, config.steps, "clusters")

@@ -290,6 +290,11 @@ class Config(Options):
     steps: dict[str, StepOverride] = Field(default_factory=dict)
 
 
+def models(config: Config) -> tuple[None]:
+    """It asks the model named for measuring."""
+    return (None,)
+
+
 async def measure(columns: Columns, config: Config, context: Context) -> list[Figure]:
     """What the judges say of every column."""
     for name in config.ask:

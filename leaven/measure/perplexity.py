@@ -42,16 +42,21 @@ class Config(Options):
     sample: int = Field(500, ge=1)
 
 
+def models(config: Config) -> tuple[ModelConfig | None, ...]:
+    """The models it asks."""
+    return (config.model,) + ((config.against,) if config.against else ())
+
+
 async def measure(columns: Columns, config: Config, context: Context) -> list[Figure]:
     """Perplexity of every column."""
-    models = [context.open(config.model)] + ([context.open(config.against)] if config.against else [])
+    opened = [context.open(one) for one in models(config)]
     found: list[Figure] = []
     for sample in columns.values():
         chosen = sample.first(config.sample)
-        scored = [await _score(chosen, model, context) for model in models]
+        scored = [await _score(chosen, model, context) for model in opened]
         kept = [i for i in range(len(chosen)) if all(np.isfinite(one[i, 0]) for one in scored)]
         found += _figures(
-            chosen.chosen(kept), [one[kept] for one in scored], len(chosen), models, context.seed
+            chosen.chosen(kept), [one[kept] for one in scored], len(chosen), opened, context.seed
         )
     return found
 

@@ -156,9 +156,8 @@ def test_sentences_are_drawn_from_all_texts_by_the_seed() -> None:
     texts = [Document(text='He said "Go to the sea!" Then he went away. No.', id=str(i)) for i in range(5)]
     pairs = [(text, source) for text in texts]
     every = drawn_sentences(pairs, 100, 0)
-    assert {sentence for *_, sentence in every} == {'He said "Go to the sea!', "Then he went away."} or {
-        sentence for *_, sentence in every
-    } == {'He said "Go to the sea!"', "Then he went away."}
+    assert {sentence for *_, sentence in every} == {'He said "Go to the sea!', "Then he went away."}
+    assert len(every) == 10, "the short one is left out"
     assert drawn_sentences(pairs, 4, 1) == drawn_sentences(pairs, 4, 1) != drawn_sentences(pairs, 4, 2)
 
 
@@ -200,8 +199,6 @@ def test_every_judge_has_a_prompt_that_shows_what_it_judges() -> None:
     assert set(JUDGES) == set(STEPS)
     for name, step in STEPS.items():
         alone = name in ("repetition", "factuality")
-        shown = {"{text}", "{sentence}", "{a}"} & set(
-            part for part in ("{text}", "{sentence}", "{a}") if part in step.prompt
-        )
+        shown = [part for part in ("{text}", "{sentence}", "{a}") if part in step.prompt]
         assert bool(shown) != alone, name
         assert step.temperature == 0
