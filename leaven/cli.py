@@ -21,8 +21,9 @@ from leaven.errors import Stopped, UsageError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from leaven.estimate import Estimate
     from leaven.lm.base import Usage
-    from leaven.run import Estimate, Result
+    from leaven.run import Result
 
 app = typer.Typer(
     help="Raise a small corpus into a large one, and show that it helped.",
@@ -107,8 +108,8 @@ def plan_(
     """Say what a run will ask for and cost. Sends nothing, unless a probe is asked for."""
     from rich.console import Console
 
+    from leaven.estimate import estimate
     from leaven.plan import load_plan
-    from leaven.run import estimate
 
     console = Console()
     with _interruptible():
@@ -245,8 +246,8 @@ def agree(
     """Compare what judges said with people's labels: Cohen's kappa."""
     from rich.console import Console
 
+    from leaven.corpus.locate import corpus_at
     from leaven.measure import agreement
-    from leaven.measure._runner import corpus_at
     from leaven.show import agreement_table
 
     if template:

@@ -19,8 +19,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,27 +31,26 @@ from leaven import STAGES
 from leaven.clean import clean
 from leaven.config import validated
 from leaven.corpus import build_corpus
+from leaven.corpus.locate import SOURCE, Corpus, corpus_at
 from leaven.corpus.tokens import load_tokenizer
 from leaven.document import Document
 from leaven.errors import UsageError, nearest
 from leaven.evaluate import evaluate
-from leaven.generate._rehearse import Rehearsal, StepEstimate
 from leaven.generate._runner import generate
 from leaven.lm import ModelConfig, loop
 from leaven.lm.base import Usage
 from leaven.lm.budget import Meter, Prices, load_prices
 from leaven.lm.client import LanguageModel
 from leaven.lm.store import ResponseStore
-from leaven.measure import clusters, judges, parse_measures
-from leaven.measure._runner import Corpus, corpus_at, draw
+from leaven.measure import parse_measures
 from leaven.measure._runner import run as run_measures
-from leaven.measure.base import SOURCE, Context
+from leaven.measure.base import Context
 from leaven.measure.report import Report, check_figures, read_report
 from leaven.mix import Source, mix
 from leaven.mix.recipe import Allocation
 from leaven.plan import MeasureSection, Plan, PlanFile
 from leaven.progress import Reporter
-from leaven.stage import fingerprint, read_manifest, read_stage, write_json
+from leaven.stage import fingerprint, read_manifest, write_json
 from leaven.train import assert_matched, train
 
 
@@ -84,14 +81,15 @@ def run(plan: Plan, *, to: str = STAGES[-1], console: Console | None = None) -> 
     """
     if to not in STAGES:
         raise UsageError(f"unknown stage {to!r}; {nearest(to, STAGES)}")
-    with _locked(plan.folder):
+    with locked(plan.folder):
         write_json(plan.folder / "plan.json", plan.file.model_dump(mode="json"))
         reporter = Reporter(plan.folder / "events.jsonl", console or Console(quiet=True))
-        return _Run(plan, reporter).up_to(STAGES.index(to))
+        return Runner(plan, reporter).up_to(STAGES.index(to))
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "run.lock").open("w")
@@ -107,7 +105,9 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-class _Run:
+class Runner:
+    """The stages of one run, each a method; see `run`."""
+
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
         self.plan, self.reporter = plan, reporter
         self.result = Result(plan.folder)
@@ -274,8 +274,8 @@ def recipes(plan: Plan, console: Console | None = None) -> dict[str, Allocation]
         raise UsageError("the plan has no 'mix' section")
     if read_manifest(plan.folder / "corpus") is None:
         raise UsageError(f"mix: {plan.folder}/corpus is not finished; run the plan first (--to clean)")
-    with _locked(plan.folder):
-        runner = _Run(plan, Reporter(plan.folder / "events.jsonl", console or Console(quiet=True)))
+    with locked(plan.folder):
+        runner = Runner(plan, Reporter(plan.folder / "events.jsonl", console or Console(quiet=True)))
         runner.tokenizer = load_tokenizer(str(runner.corpus / "tokenizer.json"))
         return runner.mix(dry=True)
 
@@ -320,7 +320,7 @@ def measure(
     value = {"name": "measure", "documents": {"path": corpus}, "model": model, **project}
     file = validated(PlanFile, value, "measure")
     plan = Plan(file, out, (), (), parse_measures(options.figures))
-    with _locked(out.parent):
+    with locked(out.parent):
         reporter = Reporter(out.parent / "events.jsonl", console or Console(quiet=True))
         loop.run(_measure(plan, options, found, known, out, reporter))
     return out, read_report(out)
@@ -411,126 +411,3 @@ def _tokens(usage: Usage) -> dict[str, Any]:
         "cached_tokens": usage.cached,
         "completion_tokens": usage.completion,
     }
-
-
-@dataclass
-class Estimate:
-    """What a run will ask for; see `estimate`.
-
-    Args:
-        steps: by (method, step).
-        tokens_per_second: completion tokens per second seen in the probe, or None without one.
-        money: for what is still to be sent, or None without prices.
-    """
-
-    steps: dict[tuple[str, str], StepEstimate]
-    documents: int
-    corpus_tokens: int
-    tokens_per_second: float | None = None
-    money: float | None = None
-    currency: str = ""
-    prices_as_of: str = ""
-
-
-def estimate(plan: Plan, *, probe: int = 0, console: Console | None = None) -> Estimate:
-    """What `run` would ask for and use; sends nothing, unless a probe is asked for.
-
-    The corpus stage is built (it costs nothing and the run needs it). Every method is then rehearsed.
-
-    Args:
-        probe: really expand this many documents first; their answers are stored as any others, make the
-            estimate's lengths and numbers real ones, and give the rate for the expected hours.
-    """
-    with _locked(plan.folder):
-        runner = _Run(plan, Reporter(plan.folder / "events.jsonl", console or Console(quiet=True)))
-        runner.build_corpus()
-        return loop.run(_estimate(plan, runner, probe))
-
-
-async def _estimate(plan: Plan, runner: _Run, probe: int) -> Estimate:
-    manifest = read_manifest(runner.corpus)
-    assert manifest is not None
-    counts = manifest["counts"]
-    found = Estimate({}, counts["kept"], counts["tokens"])
-    if not plan.generate:
-        return found
-    with open_store(plan) as store, tempfile.TemporaryDirectory() as scratch:
-        if probe:
-            found.tokens_per_second = await _probe(plan, runner, store, probe, Path(scratch))
-        model = open_model(plan, store)
-        steps = {stage.job.method.name: stage.job.steps for stage in plan.generate}
-        steps |= {"judges": judges.STEPS, "clusters": clusters.STEPS}
-        scale = _tokens_per_character(runner.corpus)
-        writer = Rehearsal(model.backend, store, steps, tokens_per_character=scale)
-        rehearsals = {repr(plan.file.model): writer}
-        written: list[Path] = []
-        for stage in plan.generate:
-            with runner.reporter.stage(f"plan {stage.name}") as progress:
-                written.append(Path(scratch) / "rehearsal" / stage.name)
-                count = runner.tokenizer.count
-                await generate(stage.job, runner.corpus, written[-1], writer, count, progress)
-        await model.close()
-
-        def stand_in(config: ModelConfig | None) -> Any:
-            chosen = config or (plan.file.measure and plan.file.measure.model) or plan.file.model
-            if chosen is not None and repr(chosen) not in rehearsals:
-                other = Rehearsal(chosen.open(), store, steps, tokens_per_character=scale)
-                rehearsals[repr(chosen)] = other
-            return rehearsals[repr(chosen)]
-
-        await _rehearse_measures(plan, runner, written, stand_in)
-        prices = prices_of(plan)
-        for rehearsal in rehearsals.values():
-            for name, one in rehearsal.estimates.items():
-                found.steps[name] = one if name not in found.steps else found.steps[name] + one
-            if prices is not None and rehearsal.backend.paid:
-                price = prices.price(rehearsal.name)
-                usages = (step.usage for step in rehearsal.estimates.values())
-                found.money = (found.money or 0) + sum(map(price.of, usages))
-                found.currency, found.prices_as_of = prices.currency, str(prices.as_of)
-    return found
-
-
-async def _rehearse_measures(
-    plan: Plan, runner: _Run, written: list[Path], stand_in: Callable[[ModelConfig | None], Any]
-) -> None:
-    """Ask what the measures would ask, about the rows that the rehearsal wrote (before cleaning)."""
-    section = plan.file.measure
-    asking = [one for one in plan.measure if one.models]
-    if section is None or not asking:
-        return
-    with runner.reporter.stage("plan measure") as progress:
-        context = Context(section.seed, None, stand_in, progress.named)
-        sources = Corpus(SOURCE, (runner.corpus,))
-        against = corpus_at(section.against, "against")[0] if section.against else None
-        columns = draw(Corpus("all", tuple(written)), sources, against, section.by, section.sample, context)
-        for one in asking:
-            await one.module.measure(columns, one.config, context)
-
-
-async def _probe(plan: Plan, runner: _Run, store: ResponseStore, number: int, scratch: Path) -> float:
-    """Expand some documents for real; returns completion tokens per second."""
-    # Evenly spread over the lengths, so that the sample is as long as the corpus is on average; the same
-    # choice every time, so that a second probe costs nothing.
-    by_length = sorted((document.metadata["tokens"], document.id) for document in read_stage(runner.corpus))
-    number = min(number, len(by_length))
-    chosen = {by_length[(2 * i + 1) * len(by_length) // (2 * number)][1] for i in range(number)}
-    model = open_model(plan, store)
-    started = time.monotonic()
-    try:
-        for stage in plan.generate:
-            with runner.reporter.stage(f"probe {stage.name}", model) as progress:
-                folder = scratch / "probe" / stage.name
-                count = runner.tokenizer.count
-                await generate(stage.job, runner.corpus, folder, model, count, progress, only=chosen)
-    finally:
-        await model.close()
-    return model.traffic.usage.completion / (time.monotonic() - started)
-
-
-def _tokens_per_character(corpus: Path) -> float:
-    """Of the corpus in its own tokenizer: the first guess for prompts nobody has counted yet."""
-    manifest = read_manifest(corpus)
-    assert manifest is not None
-    characters = sum(len(document.text) for document in read_stage(corpus))
-    return float(manifest["counts"]["tokens"] / max(1, characters))

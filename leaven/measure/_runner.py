@@ -12,87 +12,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leaven.corpus.read import Input, input_fingerprints, read_documents
-from leaven.document import Document, field_of
+from leaven.corpus.locate import SOURCE, Corpus
+from leaven.document import field_of
 from leaven.errors import UsageError
 from leaven.measure import Measure
-from leaven.measure.base import SOURCE, Context, Drawer, Sample
+from leaven.measure.base import Context, Drawer, Sample
 from leaven.measure.report import Bounds, Report, demands, differences, markdown
-from leaven.stage import Stage, fingerprint, read_manifest, read_stage, write_json
+from leaven.stage import Stage, write_json
 
 MOST_GROUPS = 8
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Documents to measure: finished stages' folders, or files of any kind that Leaven reads.
-
-    Args:
-        name: the column's name.
-    """
-
-    name: str
-    folders: tuple[Path, ...] = ()
-    files: Input | None = None
-
-    def fingerprint(self) -> str:
-        """Changes with the documents."""
-        if self.files is not None:
-            return fingerprint([self.files.model_dump(mode="json"), input_fingerprints(self.files)])
-        manifests = [read_manifest(folder) for folder in self.folders]
-        return fingerprint([one and one["fingerprint"] for one in manifests])
-
-    def read(self) -> Iterator[Document]:
-        """All documents, one after another.
-
-        Raises:
-            UsageError: a file holds something that is no document; the place is named.
-        """
-        for folder in self.folders:
-            yield from read_stage(folder)
-        if self.files is not None:
-            rejected: list[Document] = []
-            for document in read_documents(self.files, rejected.append):
-                # Lineage of rows that were not written by Leaven.
-                sources = document.metadata.get("original_sources")
-                if isinstance(sources, list):
-                    document.metadata["sources"] = sources
-                yield document
-            if rejected:
-                first = rejected[0].metadata
-                raise UsageError(
-                    f"{self.files.path}: {len(rejected)} rows are no documents, the first: "
-                    f"{first['reason']}: {first['detail']}; mend or remove them"
-                )
-
-
-def corpus_at(path: str, name: str) -> tuple[Corpus, Corpus | None]:
-    """(the corpus at a path, its sources if it is a run's).
-
-    Args:
-        path: a run folder (its cleaned rows, or else what its methods wrote), a stage's folder, or documents
-            in any form that Leaven reads.
-    """
-    folder = Path(path)
-    if read_manifest(folder) is not None:
-        near = (up / "corpus" for up in folder.resolve().parents[:2])
-        beside = [one for one in near if one != folder.resolve() and read_manifest(one) is not None]
-        return Corpus(name, (folder,)), Corpus(SOURCE, (beside[0],)) if beside else None
-    if read_manifest(folder / "corpus") is not None:
-        written = sorted(one.parent for one in (folder / "generate").glob("*/manifest.json"))
-        cleaned = folder / "clean"
-        chosen = (cleaned,) if read_manifest(cleaned) is not None else tuple(written)
-        if not chosen:
-            raise UsageError(f"{folder} is a run that has written nothing yet; give {folder / 'corpus'}")
-        return Corpus(name, chosen), Corpus(SOURCE, (folder / "corpus",))
-    if folder.is_dir() and (folder / "parts").is_dir():
-        raise UsageError(f"{folder} is an unfinished stage of Leaven; run its plan to the end first")
-    return Corpus(name, files=Input(path=path)), None
 
 
 async def run(
@@ -198,12 +130,8 @@ def _drawn(corpus: Corpus, most: int, context: Context) -> Sample:
         if number % 1000 == 0:
             context.progress(f"reading {corpus.name}", number, None)
     if not drawer.seen:
-        raise UsageError(f"{corpus.name}: there are no documents in {_place(corpus)}")
+        raise UsageError(f"{corpus.name}: there are no documents in {corpus.place}")
     return drawer.sample(corpus.name)
-
-
-def _place(corpus: Corpus) -> str:
-    return corpus.files.path if corpus.files else ", ".join(map(str, corpus.folders))
 
 
 def _sources(sources: Corpus, sample: Sample) -> Sample:
@@ -234,7 +162,7 @@ def _groups(whole: Sample, by: str) -> dict[str, Sample]:
 
 def _places(corpus: Corpus, against: Corpus | None) -> list[str]:
     """Where the columns come from, if there is more than one corpus."""
-    return [] if against is None else [f"{one.name}: {_place(one)}" for one in (corpus, against)]
+    return [] if against is None else [f"{one.name}: {one.place}" for one in (corpus, against)]
 
 
 def _notes(columns: Mapping[str, Sample], name: str) -> list[str]:

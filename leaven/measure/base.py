@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
+from leaven.corpus.locate import SOURCE
 from leaven.corpus.shingles import word_hashes_all
 from leaven.document import Document
 from leaven.errors import UsageError
@@ -24,7 +25,6 @@ from leaven.lm.client import LanguageModel
 from leaven.measure.statistics import Interval, Side, bootstrap_ratio
 
 AT_ONCE = 256  # pieces of work begun; the model's gate decides how many requests are in flight
-SOURCE = "source"  # the column of the source documents, a reference for the others
 
 
 class Options(BaseModel):

@@ -42,11 +42,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from leaven.corpus.locate import SOURCE
 from leaven.document import Document
 from leaven.errors import Rejected, UsageError
 from leaven.lm.ask import Ask, Step, StepOverride, override
 from leaven.lm.client import LanguageModel
-from leaven.measure.base import SOURCE, Columns, Context, Figure, Options, Sample, together
+from leaven.measure.base import Columns, Context, Figure, Options, Sample, together
 from leaven.measure.statistics import bootstrap_ratio
 
 PROPOSE = """Above stand some texts drawn at random from a large collection. The collection is to be sorted \

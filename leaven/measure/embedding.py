@@ -29,8 +29,9 @@ from pydantic import Field
 from leaven.corpus import embed
 from leaven.corpus.embed import Config as EmbeddingModel
 from leaven.corpus.embed import Vectors
+from leaven.corpus.locate import SOURCE
 from leaven.document import Document
-from leaven.measure.base import SOURCE, Columns, Context, Figure, Options, Sample, common_amount, ratio
+from leaven.measure.base import Columns, Context, Figure, Options, Sample, common_amount, ratio
 from leaven.measure.pairs import mean_dissimilarity
 from leaven.measure.statistics import groups_of, jackknife
 

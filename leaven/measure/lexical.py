@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from leaven.corpus.locate import SOURCE
 from leaven.corpus.shingles import (
     Hashes,
     clusters,
@@ -41,7 +42,7 @@ from leaven.corpus.shingles import (
     shingle_all,
     word_hashes_all,
 )
-from leaven.measure.base import SOURCE, Columns, Context, Figure, Options, Sample, common_amount, ratio
+from leaven.measure.base import Columns, Context, Figure, Options, Sample, common_amount, ratio
 from leaven.measure.statistics import Interval, groups_of, jackknife
 
 MOST_N = 4  # of n-gram diversity, as in public code
