@@ -227,10 +227,11 @@ def mix(
     console = Console()
     loaded = load_plan(plan)
     with _interruptible():
-        found = recipes(loaded, console)
-        if not dry_run:
-            run_plan(loaded, to="mix", console=console)
-    console.print(recipe_table({name: one.shares for name, one in found.items()}))
+        if dry_run:
+            arms = {name: one.shares for name, one in recipes(loaded, console).items()}
+            console.print(recipe_table(arms))
+        else:
+            _finish(run_plan(loaded, to="mix", console=console))
 
 
 @app.command()

@@ -187,7 +187,7 @@ class Runner:
             manifest, found = mix(
                 options, sources, tokenizer, self.plan.folder / "mix", progress.named, dry=dry
             )
-        if manifest is not None and not dry:
+        if manifest is not None:
             self._keep("mix", manifest)
         return found
 

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
@@ -265,7 +265,7 @@ JUDGES = {
     )),
     "concepts": Judge(Concepts, lambda found: found.relation, tuple(
         (f"relation_{name}", _is(name), None)
-        for name in ("scope", "perspective", "function", "cause", "contrast", "form", "continuation", "other")
+        for name in get_args(Relation)
     )),
 }  # fmt: skip
 

@@ -145,7 +145,7 @@ def mix(
         dry: only resolve; nothing is written.
 
     Returns:
-        (manifest or None where dry, allocation by arm).
+        (manifest or None where dry, allocation by arm; none of it where it was done before).
 
     Raises:
         UsageError: a recipe that cannot be, before anything is written.
@@ -156,6 +156,9 @@ def mix(
         out, options.model_dump(mode="json") | {"tokenizer": tokenizer.fingerprint},
         {name: fingerprint for name, (fingerprint, _) in sources.items()},
     )  # fmt: skip
+    manifest = stage.manifest
+    if manifest is not None and not dry:
+        return manifest, {}
     marks = marks_of(tokenizer, options.end, options.begin)
     streams: dict[str, Stream] = {}
     for name, (_, read) in sources.items():
@@ -168,9 +171,8 @@ def mix(
 
         streams[name] = encode(documents, tokenizer, marks, encoded)
     found = allocations(options, streams)
-    manifest = stage.manifest
-    if dry or manifest is not None:
-        return manifest, found
+    if dry:
+        return None, found
     stage.prepare(rows=False)
     order: Order = "megadocuments" if options.order == "megadocuments" else "documents"
     for number, (name, one) in enumerate(found.items()):

@@ -140,7 +140,12 @@ def test_the_same_mix_is_not_written_twice_and_a_dry_one_not_at_all(
     assert manifest is None and found["raw"].tokens == 640 and not (tmp_path / "mix").exists()
     run(tmp_path, tokenizer, options())
     stamp = (tmp_path / "mix" / "raw" / "tokens.bin").stat().st_mtime_ns
-    run(tmp_path, tokenizer, options())
+
+    def never() -> list[Document]:
+        raise AssertionError("what is done is not read again")
+
+    sources: Any = {"real": ("f1", never), "mga": ("f2", never)}
+    assert mix(options(), sources, tokenizer, tmp_path / "mix")[0] is not None
     assert (tmp_path / "mix" / "raw" / "tokens.bin").stat().st_mtime_ns == stamp
     run(tmp_path, tokenizer, options(seed=1))
     assert (tmp_path / "mix" / "raw" / "tokens.bin").stat().st_mtime_ns != stamp
