@@ -19,17 +19,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.clean import Filter, parse_filters
 from leaven.config import PlanLocation, PlanPath, one_item, validated
+from leaven.corpus import VOCABULARY
 from leaven.corpus.read import Input
 from leaven.errors import UsageError, nearest
-from leaven.evaluate import Evaluate
-from leaven.evaluate.sets import read_set
+from leaven.evaluate import Evaluate, read_sets
 from leaven.generate import load_method
 from leaven.generate._runner import Job
 from leaven.lm import ModelConfig
@@ -85,8 +85,8 @@ class PlanFile(BaseModel):
 
     Args:
         name: of the run; its folder is ``runs/<name>`` beside the plan unless `out` says otherwise.
-        tokenizer: tokenizer.json, checkpoint folder or hub name to count tokens with; None trains a BPE on
-            the corpus itself.
+        tokenizer: tokenizer.json, checkpoint folder or hub name to count tokens with; a number trains a BPE
+            with at most so many entries on the corpus itself.
         chunk_tokens: split longer documents when the corpus is built.
         shards: Parquet files of the corpus; None decides by size.
         answers: folder of the response store; it belongs to the project and outlives runs.
@@ -107,7 +107,7 @@ class PlanFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(pattern=r"^[\w.-]+$")
     documents: Input
-    tokenizer: str | None = None
+    tokenizer: str | Annotated[int, Field(ge=257)] = VOCABULARY
     chunk_tokens: int | None = Field(None, ge=16)
     shards: int | None = Field(None, ge=1)
     model: ModelConfig | None = None
@@ -198,8 +198,14 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
         if baseline is not None and baseline not in file.mix.arms:
             line = f"{where}: evaluate: baseline {baseline!r} is no arm"
             raise UsageError(f"{line}; {nearest(baseline, file.mix.arms)}")
-        for name, one in file.evaluate.sets.items():
-            read_set(name, one)
+        taken = [name for name in file.evaluate.checkpoints if name in file.mix.arms]
+        if taken:
+            raise UsageError(f"{where}: evaluate: checkpoint {taken[0]!r} has the name of an arm")
+        if None in file.evaluate.judges and file.model is None:
+            raise UsageError(
+                f"{where}: evaluate: a set of kind claims needs a 'judge', or the plan a 'model'"
+            )
+        read_sets(file.evaluate)
     if file.mix is not None:
         _check_mix(file.mix, file, where)
     folder = file.out or base / "runs" / file.name

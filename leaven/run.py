@@ -35,9 +35,9 @@ from leaven.corpus.locate import SOURCE, Corpus, corpus_at
 from leaven.corpus.tokens import load_tokenizer
 from leaven.document import Document
 from leaven.errors import UsageError, nearest
-from leaven.evaluate import evaluate
+from leaven.evaluate import Candidate, Evaluate, evaluate
 from leaven.generate._runner import generate
-from leaven.lm import ModelConfig, loop
+from leaven.lm import ModelConfig, loop, openai, transformers
 from leaven.lm.base import Usage
 from leaven.lm.budget import Meter, Prices, load_prices
 from leaven.lm.client import LanguageModel
@@ -210,12 +210,16 @@ class Runner:
     def evaluate(self, trained: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
         options = self.plan.file.evaluate
         assert options is not None
-        models = {
-            (arm, seed): (manifest["fingerprint"], self.plan.folder / "train" / f"{arm}-{seed}" / "model")
+        candidates = [
+            Candidate(
+                arm, seed, manifest["fingerprint"], self.plan.folder / "train" / f"{arm}-{seed}" / "model"
+            )
             for (arm, seed), manifest in trained.items()
-        }
-        with self.reporter.stage("evaluate") as progress:
-            manifest = evaluate(models, options, self.plan.folder / "evaluate", progress.named)
+        ]
+        candidates += [candidate_at(name, str(path)) for name, path in options.checkpoints.items()]
+        manifest = loop.run(
+            _evaluate(self.plan, options, candidates, self.plan.folder / "evaluate", self.reporter)
+        )
         self._keep("evaluate", manifest)
 
     def _keep(self, name: str, manifest: dict[str, Any]) -> None:
@@ -345,6 +349,28 @@ async def _measure(
         if store is not None:
             write_json(out.parent / "ledger.json", ledger(plan, store))
     return manifest
+
+
+async def _evaluate(
+    plan: Plan, options: Evaluate, candidates: Sequence[Candidate], out: Path, reporter: Reporter
+) -> dict[str, Any]:
+    """The manifest of the evaluate stage in `out`."""
+    with open_store(plan) as store, reporter.stage("evaluate") as progress:
+        async with _Models(plan, store, None) as models:
+            context = Context(options.seed, plan.file.embeddings, models.open, progress.named)
+            return await evaluate(candidates, options, out, context)
+
+
+def candidate_at(name: str, place: str) -> Candidate:
+    """A model to evaluate: a checkpoint's folder, or NAME@URL of a server.
+
+    Raises:
+        UsageError: no checkpoint there.
+    """
+    if "@http" in place:
+        model, _, url = place.partition("@")
+        return Candidate(name, 0, place, served=openai.Config(name=model, url=url))
+    return Candidate(name, 0, transformers.weights_hash(Path(place)), Path(place))
 
 
 class _Models:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from leaven.document import Document
 from leaven.errors import UsageError
-from leaven.evaluate import BETTER, Result, read_results
+from leaven.evaluate.results import Result, arrow, read_results
 from leaven.measure.agreement import Compared
 from leaven.measure.report import Report, demand_lines, footnotes, number, read_report
 from leaven.measure.report import table as figures_table
@@ -124,9 +124,8 @@ def results_table(results: Sequence[Result], baseline: str) -> Table:
         justify: Literal["left", "right"] = "left" if column in ("set", "figure", "arm") else "right"
         table.add_column(column, justify=justify, no_wrap=True)
     for one in results:
-        arrow = "↓" if BETTER[one.figure] == "lower" else "↑"
         table.add_row(
-            one.set, f"{one.figure} {arrow}", one.arm, number(one.value),
+            one.set, f"{one.figure} {arrow(one.figure)}", one.arm, number(one.value),
             "" if one.difference is None else f"{one.difference:+.3f}",
             f"{one.apart.low:+.3f}, {one.apart.high:+.3f}" if one.apart else "", str(len(one.seeds)),
         )  # fmt: skip

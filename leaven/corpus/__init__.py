@@ -37,8 +37,7 @@ def build_corpus(
     source: Input,
     out: Path,
     *,
-    tokenizer: str | None = None,
-    vocab_size: int = VOCABULARY,
+    tokenizer: str | int = VOCABULARY,
     chunk_tokens: int | None = None,
     shards: int | None = None,
     progress: Progress | None = None,
@@ -51,8 +50,8 @@ def build_corpus(
     Args:
         source: where the documents are.
         out: the stage's folder.
-        tokenizer: what `load_tokenizer` takes; None trains one on the first 50 MB of the corpus.
-        vocab_size: most entries of a trained tokenizer; fewer for a corpus below 200 bytes an entry.
+        tokenizer: what `load_tokenizer` takes; a number trains one with at most so many entries on the
+            first 50 MB of the corpus (fewer for a corpus below 200 bytes an entry).
         chunk_tokens: cut documents into chunks of at most this many tokens; None leaves them whole.
         shards: number of shards; None: one for every 64 MB of text.
         progress: called with (what is done, how many, of how many or None).
@@ -73,11 +72,11 @@ def build_corpus(
     for name, value in (("chunk_tokens", chunk_tokens), ("shards", shards)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
-    given = load_tokenizer(tokenizer) if tokenizer else None
+    given = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else None
     inputs = input_fingerprints(source)
     config = {
         "input": source.model_dump(),
-        "tokenizer": given.fingerprint if given else {"trained": vocab_size},
+        "tokenizer": given.fingerprint if given else {"trained": tokenizer},
         "chunk_tokens": chunk_tokens,
         "shards": shards,
     }
@@ -94,8 +93,7 @@ def build_corpus(
             raise Stopped(
                 f"cannot write to {folder}: {error.strerror or error}; set TMPDIR to a larger disk"
             ) from error
-        entries = min(vocab_size, max(512, spill.bytes // 200))
-        used = given or train_tokenizer(spill.sample(), entries)
+        used = given or train_tokenizer(spill.sample(), min(int(tokenizer), max(512, spill.bytes // 200)))
         stage.prepare()
         used.save(stage.folder / "tokenizer.json")
         written = 0

@@ -1,11 +1,19 @@
 """The evaluate stage: every model on the same items, and differences with intervals.
 
-    models x sets --score--> EVALUATE/items.parquet --paired bootstrap--> results.json, results.md
+    models x sets --score or ask--> items.parquet --paired bootstrap--> results.json, results.md
 
-    sets.py         questions, choices and texts from files
+    sets.py         files of questions, choices and texts, scored by likelihood
     likelihood.py   log-probabilities of continuations under a checkpoint
+    sampled.py      multiple choice by sampled chain of thought
+    retrieve.py     the open book: passages that belong to a question
+    claims.py       closed-book summaries, claim by claim
+    patterns.py     where in a text two models' losses part
+    harness.py      sets as lm-evaluation-harness tasks, and a run of its tasks
+    scaling.py      a curve through losses or accuracies at several budgets
+    candidate.py    a model under evaluation
+    results.py      figures by arm, and how far apart arms are
 
-Figures of a set (all by likelihood, for models too small to answer):
+By likelihood, for models too small to answer in words:
 
     loss       natural log per token of answers or texts; lower is better
     accuracy   share of questions whose right option has the greatest log-probability per token
@@ -17,26 +25,30 @@ and what the bootstrap draws are the documents that items are about.
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from leaven.config import PlanPath
 from leaven.errors import UsageError, nearest
-from leaven.evaluate.sets import EvaluationSet, Item, read_set
-from leaven.measure.report import number
-from leaven.measure.statistics import Interval, bootstrap_ratio, paired_difference
-from leaven.stage import Stage, write_json
+from leaven.evaluate import claims, sampled, sets
+from leaven.evaluate.candidate import Candidate
+from leaven.evaluate.claims import ClaimsSet
+from leaven.evaluate.results import Result, Row, read_results, results_json, results_markdown, summarise
+from leaven.evaluate.retrieve import Library, recall
+from leaven.evaluate.sampled import SampledSet
+from leaven.evaluate.sets import LikelihoodSet
+from leaven.lm import ModelConfig
+from leaven.measure.base import Context
+from leaven.stage import Stage, fingerprint, write_json
 
-__all__ = ["Evaluate", "Result", "evaluate", "read_results", "results_markdown"]
+__all__ = ["Candidate", "Evaluate", "Result", "evaluate", "read_results", "read_sets"]
 
-Progress = Callable[[str, int, int | None], None]
-BETTER = {"loss": "lower", "accuracy": "higher", "margin": "higher"}
+AnySet = Annotated[LikelihoodSet | SampledSet | ClaimsSet, Field(discriminator="kind")]
 
 
 class Evaluate(BaseModel):
@@ -45,170 +57,149 @@ class Evaluate(BaseModel):
     Args:
         sets: by name.
         baseline: the arm that others are compared with; None is the first.
+        checkpoints: other models to hold beside the arms, by name: the one they were continued from, an oracle.
         seed: of the intervals.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    sets: dict[str, EvaluationSet] = Field(min_length=1)
+    sets: dict[str, AnySet] = Field(min_length=1)
     baseline: str | None = None
+    checkpoints: dict[str, PlanPath] = Field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def judges(self) -> tuple[ModelConfig | None, ...]:
+        """The models asked beside those under evaluation; None is the plan's."""
+        return tuple(one.judge for one in self.sets.values() if isinstance(one, ClaimsSet))
 
-@dataclass(frozen=True)
-class Result:
-    """One figure of one arm.
 
-    Args:
-        difference: to the baseline, with its interval; None for the baseline itself.
-        seeds: value of each seed's model.
+def read_sets(options: Evaluate) -> dict[str, Sequence[Any]]:
+    """The items of every set.
+
+    Raises:
+        UsageError: an unreadable set; file and line are named.
     """
+    found: dict[str, Sequence[Any]] = {}
+    for name, one in options.sets.items():
+        if isinstance(one, LikelihoodSet):
+            found[name] = sets.read(name, one)
+        elif isinstance(one, SampledSet):
+            found[name] = sampled.read(name, one)
+        else:
+            found[name] = claims.read(name, one)
+    return found
 
-    set: str
-    figure: str
-    arm: str
-    value: float
-    interval: Interval | None
-    difference: float | None
-    apart: Interval | None
-    items: int
-    seeds: tuple[float, ...]
 
-
-def evaluate(
-    models: Mapping[tuple[str, int], tuple[str, Path]],
-    options: Evaluate,
-    out: Path,
-    progress: Progress = lambda what, done, total: None,
+async def evaluate(
+    candidates: Sequence[Candidate], options: Evaluate, out: Path, context: Context
 ) -> dict[str, Any]:
     """Score every model on every set; returns the manifest. Skipped when it was done before.
 
     Args:
-        models: by (arm, seed): (fingerprint of its training, folder of the checkpoint).
+        candidates: arms in order, each with all its seeds.
         out: the stage's folder.
 
     Raises:
         UsageError: an unreadable set, or a baseline that is no arm; before anything is scored.
     """
-    from leaven.evaluate.likelihood import Scorer
-
-    arms = list(dict.fromkeys(arm for arm, _ in models))
+    arms = list(dict.fromkeys(one.arm for one in candidates))
     baseline = options.baseline or arms[0]
     if baseline not in arms:
         raise UsageError(f"evaluate: baseline {baseline!r} is no arm; {nearest(baseline, arms)}")
-    sets = {name: read_set(name, one) for name, one in options.sets.items()}
-    inputs = {f"{arm}-{seed}": found for (arm, seed), (found, _) in models.items()}
-    items = {name: [vars(item) for item in found] for name, found in sets.items()}
-    stage = Stage(out, options.model_dump(mode="json") | {"items": items}, inputs)
+    items = read_sets(options)
+    config = options.model_dump(mode="json") | {
+        "items": fingerprint({name: [asdict(item) for item in found] for name, found in items.items()}),
+        "books": [_sources(one) for one in options.sets.values()],
+    }
+    stage = Stage(out, config, {one.name: one.fingerprint for one in candidates})
     if stage.manifest is not None:
         return stage.manifest
+    bench = _Bench(options, items, context)
     stage.prepare(rows=False)
     rows: list[dict[str, Any]] = []
-    for place, ((arm, seed), (_, checkpoint)) in enumerate(models.items()):
-        scorer = Scorer(checkpoint)
-        for name, found in sets.items():
-            progress(f"evaluating {arm}-{seed} on {name}", place, len(models))
-            pairs = [(item.prefix, text) for item in found for text in item.continuations]
-            scores = iter(scorer.score(pairs))
-            for item in found:
-                own = [next(scores) for _ in item.continuations]
-                rows += _rows(item, own, set=name, arm=arm, seed=seed)
+    for place, candidate in enumerate(candidates):
+        context.progress(f"evaluating {candidate.name}", place, len(candidates))
+        about = {"arm": candidate.arm, "seed": candidate.seed}
+        rows += [row | about for row in await bench.rows(candidate)]
+        await candidate.close()
     results = summarise(rows, arms, baseline, options.seed)
     _write_items(out / "items.parquet", rows)
-    write_json(out / "results.json", [_to_json(one) for one in results])
-    (out / "results.md").write_text(results_markdown(results, baseline), encoding="utf-8")
-    counts = {"models": len(models), "items": sum(map(len, sets.values()))}
-    return stage.finish(counts=counts, reasons={}, baseline=baseline)
+    write_json(out / "results.json", results_json(results))
+    (out / "results.md").write_text(results_markdown(results, baseline, bench.notes()), encoding="utf-8")
+    counts = {"models": len(candidates), "items": sum(map(len, items.values()))}
+    return stage.finish(
+        counts=counts,
+        reasons=dict(sum(bench.failed.values(), Counter())),
+        baseline=baseline,
+        recall=bench.recall,
+    )
 
 
-def _rows(item: Item, scores: Sequence[tuple[float, int]], **about: Any) -> list[dict[str, Any]]:
-    """The item's figures as (over, under): a figure is sum over / sum under."""
-    common = {**about, "item": item.id, "unit": item.unit}
-    if len(item.continuations) == 1:
-        total, tokens = scores[0]
-        return [{**common, "figure": "loss", "over": -total, "under": float(tokens)}]
-    means = [total / max(1, tokens) for total, tokens in scores]
-    wrong = max(mean for i, mean in enumerate(means) if i != item.right)
-    margin = means[item.right] - wrong
-    return [
-        {**common, "figure": "accuracy", "over": float(margin > 0), "under": 1.0},
-        {**common, "figure": "margin", "over": margin, "under": 1.0},
-    ]
+class _Bench:
+    """What all models share: the items, the books looked up once, the judges."""
+
+    def __init__(self, options: Evaluate, items: Mapping[str, Sequence[Any]], context: Context) -> None:
+        self._options, self._items, self._context = options, items, context
+        self.failed: dict[str, Counter[str]] = {name: Counter() for name in items}
+        self.recall: dict[str, dict[int, float]] = {}
+        self._passages: dict[str, dict[str, list[str]]] = {}
+        self._judging: dict[str, claims.Judging] = {}
+        for name, one in options.sets.items():
+            if isinstance(one, SampledSet) and one.book is not None:
+                library = Library(one.book, context.cache, context.progress)
+                found = library.look_up(items[name], context.progress)
+                self.recall[name] = recall(items[name], found, library.owners)
+                self._passages[name] = {
+                    question.id: library.passages(rows)
+                    for question, rows in zip(items[name], found, strict=True)
+                }
+            elif isinstance(one, ClaimsSet):
+                self._judging[name] = claims.Judging(name, items[name], one, context)
+
+    async def rows(self, candidate: Candidate) -> list[dict[str, Any]]:
+        """Every figure of one model on every set."""
+        found: list[dict[str, Any]] = []
+        for name, one in self._options.sets.items():
+            items, failed = self._items[name], self.failed[name]
+            rows: list[Row]
+            if isinstance(one, LikelihoodSet):
+                rows = _likelihood(candidate, items, one)
+            elif isinstance(one, SampledSet):
+                passages = self._passages.get(name, {})
+                rows = await sampled.rows(name, candidate, items, one, self._context, passages, failed)
+            else:
+                judging = self._judging[name]
+                rows = await claims.rows(name, candidate, items, one, self._context, judging, failed)
+            found += [asdict(row) | {"set": name} for row in rows]
+        return found
+
+    def notes(self) -> list[str]:
+        """What a reader of the table must know."""
+        lines = []
+        for name, found in self.recall.items():
+            shares = ", ".join(f"@{k} {share:.3f}" for k, share in found.items())
+            lines.append(f"{name}: the right document is among the first k passages (recall): {shares}")
+        for name, failed in self.failed.items():
+            if failed:
+                reasons = ", ".join(f"{reason} {number}" for reason, number in failed.most_common())
+                lines.append(f"{name}: answers that could not be had or judged: {reasons}")
+        return lines
 
 
-def summarise(
-    rows: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: str, seed: int
-) -> list[Result]:
-    """Figures by set and arm, and their differences to the baseline.
-
-    Args:
-        rows: one per model, item and figure, with ``over`` and ``under``.
-    """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[(row["set"], row["figure"])].append(row)
-    found: list[Result] = []
-    for (set_, figure), inside in groups.items():
-        sides = {arm: _side([row for row in inside if row["arm"] == arm]) for arm in arms}
-        for arm in arms:
-            over, under, units = sides[arm]
-            value, interval = bootstrap_ratio(over, under, units, seed=seed)
-            difference = apart = None
-            if arm != baseline:
-                difference, apart = paired_difference(sides[arm], sides[baseline], seed=seed)
-            seeds = sorted({row["seed"] for row in inside if row["arm"] == arm})
-            each = (_side([r for r in inside if r["arm"] == arm and r["seed"] == one]) for one in seeds)
-            values = tuple(float(one[0].sum() / one[1].sum()) for one in each)
-            found.append(Result(set_, figure, arm, value, interval, difference, apart, len(units), values))
+def _likelihood(candidate: Candidate, items: Sequence[sets.Item], options: LikelihoodSet) -> list[Row]:
+    pairs = [(item.prefix, text) for item in items for text in item.continuations]
+    scores = iter(candidate.scorer.score(pairs))
+    found: list[Row] = []
+    for item in items:
+        found += sets.rows(item, [next(scores) for _ in item.continuations], options)
     return found
 
 
-def _side(rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, list[str]]:
-    """(over, under, unit) of every item, means over seeds, in the items' order."""
-    over: dict[str, list[float]] = defaultdict(list)
-    under: dict[str, list[float]] = defaultdict(list)
-    units: dict[str, str] = {}
-    for row in rows:
-        over[row["item"]].append(row["over"])
-        under[row["item"]].append(row["under"])
-        units[row["item"]] = row["unit"]
-    first, second = (np.array([float(np.mean(one)) for one in side.values()]) for side in (over, under))
-    return first, second, list(units.values())
-
-
-def results_markdown(results: Sequence[Result], baseline: str) -> str:
-    """A table: one line per set, figure and arm."""
-    head = f"| set | figure | arm | value | minus {baseline} [95%] | seeds |"
-    lines = ["# Results", "", head, "|---|---|---|---:|---:|---|"]
-    for one in results:
-        apart = f" [{number(one.apart.low)}, {number(one.apart.high)}]" if one.apart else ""
-        difference = "-" if one.difference is None else f"{one.difference:+.3f}{apart}"
-        seeds = " ".join(number(value) for value in one.seeds)
-        arrow = "↓" if BETTER[one.figure] == "lower" else "↑"
-        cells = [one.set, f"{one.figure} {arrow}", one.arm, number(one.value), difference, seeds]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def read_results(folder: Path) -> list[Result]:
-    """The results in a finished evaluate stage's folder."""
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    for one in found:
-        for name in ("interval", "apart"):
-            one[name] = one[name] and Interval(**one[name])
-        one["seeds"] = tuple(one["seeds"])
-    return [Result(**one) for one in found]
-
-
-def _to_json(one: Result) -> dict[str, Any]:
-    def plain(interval: Interval | None) -> dict[str, Any] | None:
-        if interval is None:
-            return None
-        return {
-            "low": interval.low, "high": interval.high, "kind": interval.kind, "units": interval.units
-        }  # fmt: skip
-
-    value = {name: getattr(one, name) for name in one.__dataclass_fields__}
-    return value | {"interval": plain(one.interval), "apart": plain(one.apart), "seeds": list(one.seeds)}
+def _sources(one: LikelihoodSet | SampledSet | ClaimsSet) -> str:
+    """Fingerprint of the documents that a set is answered or judged by."""
+    if isinstance(one, SampledSet) and one.book is not None:
+        return one.book.corpus.fingerprint()
+    return one.corpus.fingerprint() if isinstance(one, ClaimsSet) else ""
 
 
 def _write_items(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

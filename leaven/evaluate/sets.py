@@ -1,8 +1,8 @@
-"""Evaluation sets: JSONL files of questions, choices or texts, as prefix and continuation.
+"""Evaluation sets: JSONL files, one item a line, and the kinds that are scored by likelihood.
 
     answers   {"question", "answer", "document"}             loss of the answer after the question
     choices   {"question", "options", "answer", "document"}  is the right option the likeliest, and how far?
-    text      {"text"}                                       loss of a held-out text
+    text      {"text"}                                       loss and perplexity of a held-out text
 
 `document` names the document an item is about: items about one document are drawn together for intervals. A
 set is for evaluation only: nothing of it may be trained on (`clean: decontaminate` checks that).
@@ -11,13 +11,16 @@ set is for evaluation only: nothing of it may be trained on (`clean: decontamina
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.config import PlanPath
 from leaven.errors import UsageError
+from leaven.evaluate.results import Row
 
 Kind = Literal["answers", "choices", "text"]
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -28,17 +31,19 @@ FIELDS: dict[str, tuple[str, ...]] = {
 PROMPT = "Question: {question}\nAnswer:"
 
 
-class EvaluationSet(BaseModel):
-    """One set.
+class LikelihoodSet(BaseModel):
+    """One set scored by likelihood.
 
     Args:
         prompt: what stands before an answer or option; ``{question}`` is replaced.
+        by: field of the items whose values are also reported one by one, such as the source of held-out texts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Kind
     path: PlanPath
     prompt: str = Field(PROMPT, pattern=r"\{question\}")
+    by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Item:
         prefix: what the model is given.
         continuations: what is scored after it; several for choices.
         right: index of the right continuation.
+        group: value of the field `by`.
     """
 
     id: str
@@ -57,55 +63,101 @@ class Item:
     prefix: str
     continuations: tuple[str, ...]
     right: int = 0
+    group: str = ""
 
 
-def read_set(name: str, options: EvaluationSet) -> list[Item]:
+def read_lines(
+    path: Path, where: str, fields: Sequence[str]
+) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """(place for errors, id, unit, row) of every line of a set; an id is the line's number where it has none.
+
+    Raises:
+        UsageError: an unreadable file, a line that is not an item, an id used twice, or no items at all; the
+            line's number is named.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{where}: {error.strerror}") from error
+    seen: set[str] = set()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{where}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{place}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"{place}: must be a JSON object")
+        missing = [name for name in fields if name not in row]
+        if missing:
+            raise UsageError(f"{place}: missing {', '.join(missing)}")
+        identifier = str(row.get("id", number))
+        if identifier in seen:
+            raise UsageError(f"{place}: id {identifier!r} is used twice")
+        seen.add(identifier)
+        yield place, identifier, str(row.get("document", identifier)), row
+    if not seen:
+        raise UsageError(f"{where}: no items")
+
+
+def options_of(row: dict[str, Any], place: str) -> tuple[list[str], int]:
+    """(options, index of the right one) of a four-choice question or any other number of choices.
+
+    Raises:
+        UsageError: too few options, or no index of one.
+    """
+    texts, right = row["options"], row["answer"]
+    if not isinstance(texts, list) or len(texts) < 2:
+        raise UsageError(f"{place}: options must be a list of two or more texts")
+    if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(texts):
+        raise UsageError(
+            f"{place}: answer must be the index of an option (0 to {len(texts) - 1}), not {right!r}"
+        )
+    return [str(text) for text in texts], right
+
+
+def read(name: str, options: LikelihoodSet) -> list[Item]:
     """The items of a set.
 
     Raises:
         UsageError: an unreadable file, or a line that is not an item; its number is named.
     """
     where = f"evaluate: set {name}: {options.path}"
-    try:
-        lines = options.path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UsageError(f"{where}: {error.strerror}") from error
     found: list[Item] = []
-    seen: set[str] = set()
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UsageError(f"{where}:{number}: not JSON: {error}") from error
-            item = _item(row, options, f"{where}:{number}", str(number))
-            if item.id in seen:
-                raise UsageError(f"{where}:{number}: id {item.id!r} is used twice")
-            seen.add(item.id)
-            found.append(item)
-    if not found:
-        raise UsageError(f"{where}: no items")
+    for place, identifier, unit, row in read_lines(options.path, where, FIELDS[options.kind]):
+        if options.by is not None and options.by not in row:
+            raise UsageError(f"{place}: missing {options.by}, by which the set is to be reported")
+        group = "" if options.by is None else str(row[options.by])
+        if options.kind == "text":
+            found.append(Item(identifier, unit, "", (str(row["text"]),), group=group))
+            continue
+        prefix = options.prompt.replace("{question}", str(row["question"]))
+        if options.kind == "answers":
+            found.append(Item(identifier, unit, prefix, (" " + str(row["answer"]),), group=group))
+        else:
+            texts, right = options_of(row, place)
+            found.append(Item(identifier, unit, prefix, tuple(f" {text}" for text in texts), right, group))
     return found
 
 
-def _item(row: Any, options: EvaluationSet, where: str, number: str) -> Item:
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: must be a JSON object")
-    missing = [name for name in FIELDS[options.kind] if name not in row]
-    if missing:
-        raise UsageError(f"{where}: missing {', '.join(missing)} (a set of kind {options.kind})")
-    identifier = str(row.get("id", number))
-    unit = str(row.get("document", identifier))
-    if options.kind == "text":
-        return Item(identifier, unit, "", (str(row["text"]),))
-    prefix = options.prompt.replace("{question}", str(row["question"]))
-    if options.kind == "answers":
-        return Item(identifier, unit, prefix, (" " + str(row["answer"]),))
-    texts, right = row["options"], row["answer"]
-    if not isinstance(texts, list) or len(texts) < 2:
-        raise UsageError(f"{where}: options must be a list of two or more texts")
-    if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(texts):
-        raise UsageError(
-            f"{where}: answer must be the index of an option (0 to {len(texts) - 1}), not {right!r}"
-        )
-    return Item(identifier, unit, prefix, tuple(f" {text}" for text in texts), right)
+def rows(item: Item, scores: Sequence[tuple[float, int]], options: LikelihoodSet) -> Iterator[Row]:
+    """An item's figures.
+
+    Args:
+        scores: (sum of natural log-probabilities, tokens) of every continuation.
+    """
+    if len(item.continuations) == 1:
+        total, tokens = scores[0]
+        figures = {"loss": (-total, float(tokens))}
+    else:
+        means = [total / max(1, tokens) for total, tokens in scores]
+        margin = means[item.right] - max(mean for i, mean in enumerate(means) if i != item.right)
+        figures = {"accuracy": (float(margin > 0), 1.0), "margin": (margin, 1.0)}
+    for figure, (over, under) in figures.items():
+        for group in {"", item.group}:
+            yield Row(item.id, item.unit, figure, over, under, group)
+        if options.kind == "text":
+            for group in {"", item.group}:
+                yield Row(item.id, item.unit, "perplexity", over, under, group)

@@ -64,7 +64,7 @@ class Transformers:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.model = config.name or config.path.name
-        self.identity = f"transformers {_hash(config.path)} seed {config.seed}"
+        self.identity = f"transformers {weights_hash(config.path)} seed {config.seed}"
         self.concurrency = 2 * config.batch_size  # the next batch forms while one is drawn
         self._jobs: list[_Job] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="leaven-transformers")
@@ -93,6 +93,7 @@ class Transformers:
         if self._loop_task is not None:
             self._loop_task.cancel()
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self.__dict__.pop("_model", None)  # the weights: whoever holds a closed backend holds no memory
 
     def _load(self) -> None:
         try:
@@ -252,8 +253,12 @@ class Transformers:
         return Answer(text, finish, Usage(len(job.tokens), 0, len(kept)))
 
 
-def _hash(folder: Path) -> str:
-    """Hash of everything in a checkpoint folder that decides what the model writes."""
+def weights_hash(folder: Path) -> str:
+    """Hash of everything in a checkpoint folder that decides what the model writes.
+
+    Raises:
+        UsageError: no such folder.
+    """
     import xxhash
 
     if not folder.is_dir():

@@ -119,7 +119,7 @@ def test_bad_input_leaves_an_earlier_corpus_alone(corpus: Input, tmp_path: Path)
         (Input(path=str(tmp_path / "none.jsonl")), {}),
         (corpus, {"tokenizer": str(tmp_path / "none.json")}),
         (corpus, {"chunk_tokens": 0}),
-        (corpus, {"vocab_size": 10}),
+        (corpus, {"tokenizer": 10}),
     ):
         with pytest.raises(UsageError):
             build_corpus(source, tmp_path / "out", **arguments)
@@ -130,7 +130,7 @@ def test_bad_input_leaves_an_earlier_corpus_alone(corpus: Input, tmp_path: Path)
 
 
 def test_a_given_tokenizer_is_used_and_kept(corpus: Input, tmp_path: Path) -> None:
-    build_corpus(corpus, tmp_path / "one", vocab_size=300)
+    build_corpus(corpus, tmp_path / "one", tokenizer=300)
     manifest = build_corpus(corpus, tmp_path / "two", tokenizer=str(tmp_path / "one"))
     assert manifest["tokenizer"]["fingerprint"] == load_tokenizer(str(tmp_path / "two")).fingerprint
     assert manifest["tokenizer"]["vocab_size"] == 300

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leaven.errors import UsageError
-from leaven.evaluate import Evaluate, evaluate, read_results, results_markdown, summarise
+from leaven.evaluate import Candidate, Evaluate, evaluate
 from leaven.evaluate.likelihood import _windows
-from leaven.evaluate.sets import EvaluationSet, read_set
+from leaven.evaluate.results import read_results, results_markdown, summarise
+from leaven.evaluate.sets import LikelihoodSet, read
+from leaven.lm import loop
+from leaven.measure.base import Context
 
 STORIES = Path(__file__).parents[2] / "examples" / "stories"
 
@@ -22,8 +26,8 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def test_the_example_sets_are_whole() -> None:
-    questions = read_set("q", EvaluationSet(kind="answers", path=STORIES / "questions.jsonl"))
-    choices = read_set("c", EvaluationSet(kind="choices", path=STORIES / "choices.jsonl"))
+    questions = read("q", LikelihoodSet(kind="answers", path=STORIES / "questions.jsonl"))
+    choices = read("c", LikelihoodSet(kind="choices", path=STORIES / "choices.jsonl"))
     assert (len(questions), len(choices)) == (96, 64)
     assert len({item.unit for item in questions}) == len({item.unit for item in choices}) == 8
     assert questions[0].prefix.startswith("Question: ") and questions[0].prefix.endswith("\nAnswer:")
@@ -49,13 +53,13 @@ def test_the_example_sets_are_whole() -> None:
 def test_a_bad_set_is_named_by_its_line(tmp_path: Path, kind: Any, row: Any, said: str) -> None:
     path = write(tmp_path / "set.jsonl", row)
     with pytest.raises(UsageError, match=said):
-        read_set("s", EvaluationSet(kind=kind, path=path))
+        read("s", LikelihoodSet(kind=kind, path=path))
 
 
 def test_an_id_is_used_once(tmp_path: Path) -> None:
     path = write(tmp_path / "s.jsonl", {"id": 1, "text": "a"}, {"id": 1, "text": "b"})
     with pytest.raises(UsageError, match=":2: id '1' is used twice"):
-        read_set("s", EvaluationSet(kind="text", path=path))
+        read("s", LikelihoodSet(kind="text", path=path))
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,17 @@ def test_an_arm_is_the_mean_of_its_seeds_and_differs_from_the_baseline_item_by_i
     assert mga.apart.units == 4
 
 
+def test_an_item_that_one_model_lacks_is_left_out_for_all_and_counted() -> None:
+    whole = {item: (2.0, 1.0) for item in ("a0", "a1", "b0")}
+    found = summarise(
+        rows("raw", 0, whole) + rows("mga", 0, {"a0": (1.0, 1.0), "b0": (5.0, 1.0)}), ["raw", "mga"], "raw", 0
+    )
+    assert [(one.value, one.items, one.missing) for one in found] == [(2.0, 2, 1), (3.0, 2, 1)]
+    assert "q: 1 items that some model could not be scored on are left out for all, 2 are in" in (
+        results_markdown(found, "raw")
+    )
+
+
 @pytest.mark.torch
 def test_models_are_scored_as_transformers_scores_them(tmp_path: Path) -> None:
     import torch
@@ -132,14 +147,18 @@ def test_models_are_scored_as_transformers_scores_them(tmp_path: Path) -> None:
         tmp_path / "c.jsonl",
         {"question": "what fell?", "options": ["the bag", "sea", "nothing"], "answer": 1},
     )
-    texts = write(tmp_path / "t.jsonl", {"text": "The bag fell into the sea. " * 12})
+    texts = write(
+        tmp_path / "t.jsonl",
+        {"text": "The bag fell into the sea. " * 12, "source": "sea"},
+        {"text": "What fell fell far out.", "source": "land"},
+    )
     options = Evaluate.model_validate({"sets": {
         "questions": {"kind": "answers", "path": questions}, "choices": {"kind": "choices", "path": choices},
-        "texts": {"kind": "text", "path": texts},
+        "texts": {"kind": "text", "path": texts, "by": "source"},
     }})  # fmt: skip
-    models = {("raw", 0): ("f0", folders[0]), ("other", 0): ("f1", folders[1])}
-    manifest = evaluate(models, options, tmp_path / "out")
-    assert manifest["counts"] == {"models": 2, "items": 4} and manifest["baseline"] == "raw"
+    models = [Candidate("raw", 0, "f0", folders[0]), Candidate("other", 0, "f1", folders[1])]
+    manifest = loop.run(evaluate(models, options, tmp_path / "out", Context()))
+    assert manifest["counts"] == {"models": 2, "items": 5} and manifest["baseline"] == "raw"
     found = {(one.set, one.figure, one.arm): one for one in read_results(tmp_path / "out")}
     model, encoder = (
         AutoModelForCausalLM.from_pretrained(folders[0]),
@@ -165,11 +184,17 @@ def test_models_are_scored_as_transformers_scores_them(tmp_path: Path) -> None:
     margin = means[1] - max(means[0], means[2])
     assert found["choices", "margin", "raw"].value == pytest.approx(margin, abs=1e-4)
     assert found["choices", "accuracy", "raw"].value == float(margin > 0)
-    assert 4 < found["texts", "loss", "raw"].value < 7, "untrained: near log 300"
+    loss_of = {name: found[name, "loss", "raw"] for name in ("texts", "texts/sea", "texts/land")}
+    assert 4 < loss_of["texts"].value < 7, "untrained: near log 300"
+    assert min(loss_of["texts/sea"].value, loss_of["texts/land"].value) < loss_of["texts"].value
+    assert [one.items for one in loss_of.values()] == [2, 1, 1]
+    assert found["texts", "perplexity", "raw"].value == pytest.approx(math.exp(loss_of["texts"].value))
+    assert ("questions", "perplexity", "raw") not in found
     table = results_markdown(list(found.values()), "raw")
     assert "| questions | loss ↓ | other |" in table and "minus raw" in table
     stamp = (tmp_path / "out" / "results.json").stat().st_mtime_ns
-    evaluate(models, options, tmp_path / "out")
+    loop.run(evaluate(models, options, tmp_path / "out", Context()))
     assert (tmp_path / "out" / "results.json").stat().st_mtime_ns == stamp
     with pytest.raises(UsageError, match="baseline 'rwa' is no arm; did you mean 'raw'"):
-        evaluate(models, options.model_copy(update={"baseline": "rwa"}), tmp_path / "none")
+        options = options.model_copy(update={"baseline": "rwa"})
+        loop.run(evaluate(models, options, tmp_path / "none", Context()))
