@@ -235,6 +235,68 @@ def mix(
 
 
 @app.command()
+def train(
+    mix: Annotated[Path, typer.Argument(help="the mix folder of a run")],
+    arm: Annotated[str, typer.Argument(help="an arm of it")],
+    out: Annotated[Path, typer.Option(help="folder to write; model/ in it will be the checkpoint")],
+    option: Annotated[
+        list[str] | None, typer.Option(help="option of training as YAML, e.g. 'shape: 3m'")
+    ] = None,
+) -> None:
+    """Train one model on one arm; the same command goes on after an interruption, also under accelerate launch."""
+    from rich.console import Console
+
+    from leaven.config import validated
+    from leaven.progress import Reporter
+    from leaven.stage import read_manifest
+    from leaven.train import Train
+    from leaven.train import train as train_arm
+
+    options = validated(Train, _options(option), "--option", Path())
+    if read_manifest(mix) is None:
+        raise UsageError(f"{mix} is no finished mix; give RUN/mix of a run whose plan has a mix section")
+    console = Console()
+    with _interruptible(), Reporter(out.parent / "events.jsonl", console).stage(f"train {arm}") as progress:
+        manifest = train_arm(mix, arm, options, out, progress.named)
+    line = f"{out / 'model'}: {manifest['parameters']:,} parameters, {manifest['counts']['tokens']:,} tokens"
+    console.print(f"{line}, last loss {manifest['loss']:.3f}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(help="[NAME=]CHECKPOINT or NAME=MODEL@URL; the first is the baseline")
+    ],
+    set: Annotated[
+        list[str], typer.Option(help="a set as YAML, e.g. 'questions: {kind: answers, path: q.jsonl}'")
+    ],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    model: Annotated[str | None, typer.Option(help="the judging model, as for `leaven generate`")] = None,
+    seed: Annotated[int, typer.Option(help="of the intervals")] = 0,
+) -> None:
+    """Ask models the same things and say how far apart they are, with intervals."""
+    from rich.console import Console
+
+    from leaven.run import evaluate as evaluate_models
+    from leaven.show import results_table
+
+    named = {}
+    for one in models:
+        name, _, place = one.rpartition("=")
+        named[name or Path(place).name] = place
+    if len(named) < len(models):
+        raise UsageError("evaluate: two models of one name; give them names: first=DIR second=DIR")
+    sets = _options(set, "--set")
+    console = Console()
+    with _interruptible():
+        results = evaluate_models(
+            named, out, model=_model(model) if model else None, console=console, sets=sets, seed=seed
+        )
+    console.print(results_table(results, next(iter(named))))
+    console.print(f"also in {out / 'results.md'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def agree(
     folder: Annotated[Path, typer.Argument(help="a measure folder that judges have filled")],
     labels: Annotated[Path, typer.Argument(help="JSONL: judge, id, label (and item, annotator)")],

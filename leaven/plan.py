@@ -195,10 +195,10 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
         if file.train is None or file.mix is None:
             raise UsageError(f"{where}: 'evaluate' needs 'train', which makes the models")
         baseline = file.evaluate.baseline
-        if baseline is not None and baseline not in file.mix.arms:
+        if baseline is not None and baseline not in file.mix.every_arm:
             line = f"{where}: evaluate: baseline {baseline!r} is no arm"
-            raise UsageError(f"{line}; {nearest(baseline, file.mix.arms)}")
-        taken = [name for name in file.evaluate.checkpoints if name in file.mix.arms]
+            raise UsageError(f"{line}; {nearest(baseline, file.mix.every_arm)}")
+        taken = [name for name in file.evaluate.checkpoints if name in file.mix.every_arm]
         if taken:
             raise UsageError(f"{where}: evaluate: checkpoint {taken[0]!r} has the name of an arm")
         if None in file.evaluate.judges and file.model is None:
@@ -220,9 +220,13 @@ def _check_mix(mix: Mix, file: PlanFile, where: str) -> None:
             raise UsageError(f"{where}: source {name!r} takes stage {source.stage!r}; nothing is generated")
         if source.stage == "clean" and not file.clean:
             raise UsageError(f"{where}: source {name!r} takes stage 'clean', but the plan has no filters")
-    for arm, options in mix.arms.items():
+    if mix.validation is not None and mix.validation not in mix.sources:
+        raise UsageError(
+            f"{where}: validation: unknown source {mix.validation!r}; {nearest(mix.validation, mix.sources)}"
+        )
+    for arm, options in mix.every_arm.items():
         replayed = [mix.replay.source] if mix.replay else []
-        for name in (*options.sources, *options.unique_tokens, *replayed):
+        for name in (*options.names, *replayed):
             if name not in mix.sources:
                 raise UsageError(f"{where}: arm {arm}: unknown source {name!r}; {nearest(name, mix.sources)}")
 

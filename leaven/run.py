@@ -28,6 +28,7 @@ from typing import Any
 from rich.console import Console
 
 from leaven import STAGES
+from leaven import evaluate as evaluation
 from leaven.clean import clean
 from leaven.config import validated
 from leaven.corpus import build_corpus
@@ -35,7 +36,7 @@ from leaven.corpus.locate import SOURCE, Corpus, corpus_at
 from leaven.corpus.tokens import load_tokenizer
 from leaven.document import Document
 from leaven.errors import UsageError, nearest
-from leaven.evaluate import Candidate, Evaluate, evaluate
+from leaven.evaluate import Candidate, Evaluate
 from leaven.generate._runner import generate
 from leaven.lm import ModelConfig, loop, openai, transformers
 from leaven.lm.base import Usage
@@ -195,7 +196,7 @@ class Runner:
         options, mixed = self.plan.file.train, self.plan.file.mix
         assert options is not None and mixed is not None
         done: dict[tuple[str, int], dict[str, Any]] = {}
-        for arm in mixed.arms:
+        for arm in mixed.every_arm:
             for seed in options.seeds:
                 name = f"{arm}-{seed}"
                 with self.reporter.stage(f"train {name}") as progress:
@@ -351,6 +352,39 @@ async def _measure(
     return manifest
 
 
+def evaluate(
+    models: Mapping[str, str],
+    out: Path,
+    *,
+    model: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+    **section: Any,
+) -> list[evaluation.Result]:
+    """Evaluate any models, without a plan.
+
+    Args:
+        models: by name: a checkpoint's folder, or NAME@URL of a server; the first is the baseline unless
+            `baseline` names another.
+        out: folder to write; answers are stored in ``answers/`` beside it.
+        model: the judging model, as a plan's `model`.
+        section: as `leaven.evaluate.Evaluate`: sets, baseline, seed.
+
+    Raises:
+        UsageError: no model there, or an unreadable set; one line.
+    """
+    options = validated(Evaluate, section, "evaluate")
+    if None in options.judges and model is None:
+        raise UsageError("evaluate: a set of kind claims needs a judge: name one with --model")
+    project = {"answers": out.parent / "answers", "embeddings": out.parent / "embeddings"}
+    value = {"name": "evaluate", "documents": {"path": str(out)}, "model": model, **project}
+    plan = Plan(validated(PlanFile, value, "evaluate"), out, (), ())
+    candidates = [candidate_at(name, place) for name, place in models.items()]
+    with locked(out.parent):
+        reporter = Reporter(out.parent / "events.jsonl", console or Console(quiet=True))
+        loop.run(_evaluate(plan, options, candidates, out, reporter))
+    return evaluation.read_results(out)
+
+
 async def _evaluate(
     plan: Plan, options: Evaluate, candidates: Sequence[Candidate], out: Path, reporter: Reporter
 ) -> dict[str, Any]:
@@ -358,7 +392,7 @@ async def _evaluate(
     with open_store(plan) as store, reporter.stage("evaluate") as progress:
         async with _Models(plan, store, None) as models:
             context = Context(options.seed, plan.file.embeddings, models.open, progress.named)
-            return await evaluate(candidates, options, out, context)
+            return await evaluation.evaluate(candidates, options, out, context)
 
 
 def candidate_at(name: str, place: str) -> Candidate:

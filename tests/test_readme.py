@@ -46,8 +46,8 @@ def test_its_plan_is_valid() -> None:
     assert [stage.name for stage in resolved.generate] == ["rephrase", "mga", "entigraph"]
 
 
-def test_the_experiment_trains_on_nothing_it_is_asked() -> None:
-    plan = load_plan(ROOT / "examples" / "stories" / "experiment.yaml")
+def test_the_demo_trains_on_nothing_it_is_asked() -> None:
+    plan = load_plan(ROOT / "examples" / "stories" / "plan.yaml")
     assert plan.file.mix and plan.file.train and plan.file.evaluate
     assert list(plan.file.mix.arms) == ["raw", "rephrased", "mga", "entigraph"]
     taken = plan.file.mix.sources["rephrased"].only["variables.style"]
@@ -83,6 +83,8 @@ def test_the_demo_prints_the_figures_it_shows(tmp_path: Path) -> None:
         str(tmp_path / "stories" / "plan.yaml"),
         "--pairs",
         "3",
+        "--to",
+        "mix",
     ]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (stages,) = [block for _, block in BLOCKS if block.startswith(" stage")]

@@ -67,6 +67,11 @@ class Stream:
     def supply(self) -> Supply:
         return Supply(len(self.tokens), self.synthetic)
 
+    def whole_blocks(self, context: int) -> Tokens:
+        """As many blocks as it fills, in the order of its documents, shape (blocks, context)."""
+        count = len(self.tokens) // context
+        return self.tokens[: count * context].reshape(count, context)
+
 
 def marks_of(tokenizer: Tokenizer, end: str | None = None, begin: str | None = None) -> Marks:
     """The ids of the marks.
@@ -146,6 +151,14 @@ def blocks(stream: Stream, context: int, order: Order, seed: int) -> Iterator[To
             yield from joined[:whole].reshape(-1, context)
             waiting, held = [joined[whole:]], len(joined) - whole
         epoch += 1
+
+
+def write_tokens(path: Path, tokens: Tokens) -> None:
+    """Write blocks as they are, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokens.tofile(partial)
+    os.replace(partial, path)
 
 
 def write_arm(path: Path, allocation: Allocation, streams: Sequence[Stream], order: Order, seed: int) -> None:

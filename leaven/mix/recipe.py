@@ -13,6 +13,9 @@ Replay (paper 003, A.2): at every position a coin is flipped, and with probabili
 replay source stands there instead. The coins depend on the seed only, so all arms of one budget replay at the
 same places. Synthetic documents are never repeated unless an arm says so (paper 003, 3.3: joint training).
 
+How much of a mix should be synthetic depends on the model: `synthetic_share` has paper 004's table, and a sweep
+over shares (paper 001, 3.6; paper 003, B.1.2: 12.5% at 3B parameters, 25% at 6B) finds it out.
+
 All of this is arithmetic on counts: nothing here reads a text.
 """
 
@@ -21,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from leaven.errors import UsageError, nearest
 
 _CLOSE = 1e-6  # how far weights may be from their sum
+# Paper 004 (BeyondWeb): share of synthetic tokens for models of fewer parameters than that.
+_SHARES = ((3e9, 0.5), (10e9, 0.3), (100e9, 0.15), (math.inf, 0.05))
 
 
 class Amount(BaseModel):
@@ -56,6 +61,35 @@ class Amount(BaseModel):
         if sum(given is not None for given in (self.weight, self.tokens, self.epochs)) != 1:
             raise ValueError("give exactly one of weight, tokens and epochs")
         return self
+
+
+class ModelSize(BaseModel):
+    """Real and synthetic text by the size of the model, as paper 004 has it.
+
+    Args:
+        parameters: of the model to be trained.
+        repeat: as of `Amount`, for the synthetic source.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    real: str
+    synthetic: str
+    parameters: float = Field(gt=0)
+    repeat: bool | None = None
+
+
+class Sweep(BaseModel):
+    """One arm for every share of synthetic tokens.
+
+    Args:
+        repeat: as of `Amount`, for the synthetic source.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    real: str
+    synthetic: str
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1)
+    repeat: bool | None = None
 
 
 class Replay(BaseModel):
@@ -116,6 +150,22 @@ class Allocation:
     @property
     def tokens(self) -> int:
         return len(self.which) * self.context
+
+
+def synthetic_share(parameters: float) -> float:
+    """Share of synthetic tokens for a model of that size (paper 004): smaller models gain more from them.
+
+    Its table begins at a billion parameters; smaller models get the same as those of one to three.
+    """
+    return next(share for most, share in _SHARES if parameters < most)
+
+
+def two_sources(real: str, synthetic: str, share: float, repeat: bool | None = None) -> dict[str, Amount]:
+    """Amounts of a mix with that share of synthetic tokens; a source with none is left out."""
+    amounts = {real: (1 - share, None), synthetic: (share, repeat)}
+    return {
+        name: Amount(weight=weight, repeat=again) for name, (weight, again) in amounts.items() if weight > 0
+    }
 
 
 def blocks_of(tokens: int, context: int, where: str) -> int:

@@ -45,7 +45,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's run up to clean."""
     folder = tmp_path_factory.mktemp("stories")
     value = yaml.safe_load((STORIES / "plan.yaml").read_text())
-    value.pop("measure", None)
+    for section in ("measure", "mix", "train", "evaluate"):
+        del value[section]
     for section, name in (("documents", "path"), ("model", "path")):
         value[section][name] = str(STORIES / value[section][name])
     value["generate"][-1]["entigraph"]["groups"] = str(STORIES / "groups.jsonl")

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from leaven.corpus.tokens import load_tokenizer
+from leaven.stage import read_stage
+
 STORIES = Path(__file__).parents[2] / "examples" / "stories"
 MIX: dict[str, Any] = {
     "tokens": 20_000, "context": 128,
@@ -83,14 +86,55 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(plan: Path) -> None:
     assert (plan.parent / "runs" / "mixed" / "mix" / "even" / "tokens.bin").exists()
 
 
+def test_sweeps_and_model_sizes_make_arms_that_really_take_their_shares(plan: Path) -> None:
+    sweep = {"real": "real", "synthetic": "all", "shares": [0, 0.25, 1], "repeat": True}
+    size = {"real": "real", "synthetic": "all", "parameters": 7e9, "repeat": True}
+    change(plan, arms={"seven": {"model_size": size}}, sweeps={"ratio": sweep}, replay=None)
+    assert leaven("run", plan)[0] == 0
+    manifest = json.loads((plan.parent / "runs" / "mixed" / "mix" / "manifest.json").read_text())
+    taken = {
+        arm: {share["source"]: share["blocks"] for share in found["sources"]}
+        for arm, found in manifest["arms"].items()
+    }
+    assert taken == {
+        "seven": {"real": 109, "all": 47}, "ratio-0": {"real": 156}, "ratio-0.25": {"real": 117, "all": 39},
+        "ratio-1": {"all": 156},
+    }  # fmt: skip
+
+
+def test_a_validation_source_is_packed_whole_and_in_order(plan: Path) -> None:
+    change(plan, arms={"raw": {"sources": {"real": 1}}}, validation="easy")
+    assert leaven("run", plan)[0] == 0
+    folder = plan.parent / "runs" / "mixed"
+    manifest = json.loads((folder / "mix" / "manifest.json").read_text())
+    held = np.fromfile(folder / "mix" / "validation" / "tokens.bin", dtype=manifest["dtype"])
+    assert held.size == manifest["validation"] and held.size % 128 == 0
+    tokenizer = load_tokenizer(str(folder / "mix" / "tokenizer.json"))
+    easy = sorted(
+        (row.id, row.text)
+        for row in read_stage(folder / "clean")
+        if row.metadata["variables"]["style"] == "easy"
+    )
+    expected = [token for _, text in easy for token in [*tokenizer.encode(text), manifest["end"]]]
+    assert held.tolist() == expected[: held.size] and len(expected) - held.size < 128
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (
+            {"sweeps": {"a": {"real": "real", "synthetic": "all", "shares": [0.5]}}, "arms": {"a-0.5": {
+                "sources": {"real": 1}}}},
+            "two arms of one name",
+        ),
+        ({"arms": {}}, "at least one arm or sweep"),
+        ({"validation": "easi"}, "unknown source 'easi'; did you mean 'easy'"),
+        ({"validation": "real"}, "would train on 'real', which is held out"),
         ({"tokens": 2_000_000}, "and repeating it is forbidden"),
         ({"tokens": 100}, "does not fill one context of 128"),
         ({"arms": {"raw": {"sources": {"rael": 1}}}}, "arm raw: unknown source 'rael'; did you mean 'real'"),
         ({"arms": {"raw": {"sources": {"real": 0.5}}}}, "weights sum to 0.5"),
-        ({"arms": {"raw": {}}}, "give either sources or unique_tokens"),
+        ({"arms": {"raw": {}}}, "give exactly one of sources, unique_tokens"),
         ({"sources": {"real": {"stage": "corpsu"}}}, "mix.sources.real.stage"),
         ({"end": "<|nothing|>"}, "none of the tokens <|nothing|>"),
         ({"tokenizer": "nowhere.json"}, "nowhere.json"),

@@ -18,6 +18,8 @@ from leaven.mix.recipe import (
     allocate,
     by_unique_tokens,
     largest_remainder,
+    synthetic_share,
+    two_sources,
 )
 
 REAL, SYNTHETIC = Supply(1000, False), Supply(4000, True)
@@ -134,3 +136,19 @@ def test_repetition_is_allowed_where_it_is_said() -> None:
 def test_an_amount_is_given_in_exactly_one_way(value: Any) -> None:
     with pytest.raises(ValidationError):
         Amount.model_validate(value)
+
+
+def test_the_synthetic_share_falls_with_the_models_size() -> None:
+    sizes = (5e8, 1e9, 2.9e9, 3e9, 9.9e9, 1e10, 1e11, 1e12)
+    assert [synthetic_share(size) for size in sizes] == [0.5, 0.5, 0.5, 0.3, 0.3, 0.15, 0.05, 0.05]
+
+
+@given(st.floats(0, 1), st.integers(10, 10_000))
+def test_a_share_of_synthetic_tokens_is_really_taken(share: float, blocks: int) -> None:
+    """Paper 004's own mixer computes the share and then concatenates everything."""
+    amounts = two_sources("real", "written", share)
+    supplies = {"real": Supply(1 << 40, False), "written": Supply(1 << 40, True)}
+    found = allocate("arm", amounts, supplies, tokens=blocks * 8, context=8, seed=0)
+    taken = {one.source: one.tokens for one in found.shares}
+    assert sum(taken.values()) == blocks * 8
+    assert abs(taken.get("written", 0) - share * blocks * 8) <= 8
