@@ -1,6 +1,8 @@
 """The evaluate stage: every model on the same items, and differences with intervals.
 
     models x sets --score or ask--> items.parquet --paired bootstrap--> results.json, results.md
+    sets scored by likelihood, as lm-evaluation-harness tasks --> tasks/
+    arms beside the baseline, token by token --> patterns/ARM/
 
     sets.py         files of questions, choices and texts, scored by likelihood
     likelihood.py   log-probabilities of continuations under a checkpoint
@@ -29,15 +31,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leaven.config import PlanPath
 from leaven.errors import UsageError, nearest
 from leaven.evaluate import claims, sampled, sets
 from leaven.evaluate.candidate import Candidate
 from leaven.evaluate.claims import ClaimsSet
+from leaven.evaluate.harness import Harness, Tasks, export, load_tasks
+from leaven.evaluate.harness import run as run_tasks
+from leaven.evaluate.patterns import Texts, patterns
 from leaven.evaluate.results import Result, Row, read_results, results_json, results_markdown, summarise
 from leaven.evaluate.retrieve import Library, recall
 from leaven.evaluate.sampled import SampledSet
@@ -57,15 +63,25 @@ class Evaluate(BaseModel):
     Args:
         sets: by name.
         baseline: the arm that others are compared with; None is the first.
+        harness: tasks of lm-evaluation-harness, run on every model; each becomes a set named ``lm-eval/TASK``.
+        patterns: texts on which each arm is held against the baseline, token by token.
         checkpoints: other models to hold beside the arms, by name: the one they were continued from, an oracle.
         seed: of the intervals.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    sets: dict[str, AnySet] = Field(min_length=1)
+    sets: dict[str, AnySet] = Field(default_factory=dict)
+    harness: Harness | None = None
+    patterns: Texts | None = None
     baseline: str | None = None
     checkpoints: dict[str, PlanPath] = Field(default_factory=dict)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _something(self) -> Evaluate:
+        if not self.sets and self.harness is None:
+            raise ValueError("give at least one of sets and harness")
+        return self
 
     @property
     def judges(self) -> tuple[ModelConfig | None, ...]:
@@ -87,6 +103,8 @@ def read_sets(options: Evaluate) -> dict[str, Sequence[Any]]:
             found[name] = sampled.read(name, one)
         else:
             found[name] = claims.read(name, one)
+    if options.patterns is not None:
+        options.patterns.read()
     return found
 
 
@@ -107,7 +125,9 @@ async def evaluate(
     if baseline not in arms:
         raise UsageError(f"evaluate: baseline {baseline!r} is no arm; {nearest(baseline, arms)}")
     items = read_sets(options)
+    patterned = [] if options.patterns is None else options.patterns.read()
     config = options.model_dump(mode="json") | {
+        "texts": fingerprint(patterned),
         "items": fingerprint({name: [asdict(item) for item in found] for name, found in items.items()}),
         "books": [_sources(one) for one in options.sets.values()],
     }
@@ -116,15 +136,20 @@ async def evaluate(
         return stage.manifest
     bench = _Bench(options, items, context)
     stage.prepare(rows=False)
+    _export(options, items, out / "tasks")
     rows: list[dict[str, Any]] = []
     for place, candidate in enumerate(candidates):
         context.progress(f"evaluating {candidate.name}", place, len(candidates))
         about = {"arm": candidate.arm, "seed": candidate.seed}
         rows += [row | about for row in await bench.rows(candidate)]
         await candidate.close()
+    if patterned:
+        _patterns(candidates, baseline, options, patterned, out / "patterns", context)
     results = summarise(rows, arms, baseline, options.seed)
     _write_items(out / "items.parquet", rows)
     write_json(out / "results.json", results_json(results))
+    if bench.figures:
+        write_json(out / "lm-eval.json", bench.figures)
     (out / "results.md").write_text(results_markdown(results, baseline, bench.notes()), encoding="utf-8")
     counts = {"models": len(candidates), "items": sum(map(len, items.values()))}
     return stage.finish(
@@ -140,7 +165,9 @@ class _Bench:
 
     def __init__(self, options: Evaluate, items: Mapping[str, Sequence[Any]], context: Context) -> None:
         self._options, self._items, self._context = options, items, context
+        self._tasks = None if options.harness is None else _tasks(options.harness, options, items)
         self.failed: dict[str, Counter[str]] = {name: Counter() for name in items}
+        self.figures: dict[str, list[dict[str, Any]]] = {}  # lm-eval's own aggregates by model
         self.recall: dict[str, dict[int, float]] = {}
         self._passages: dict[str, dict[str, list[str]]] = {}
         self._judging: dict[str, claims.Judging] = {}
@@ -171,6 +198,16 @@ class _Bench:
                 judging = self._judging[name]
                 rows = await claims.rows(name, candidate, items, one, self._context, judging, failed)
             found += [asdict(row) | {"set": name} for row in rows]
+        harness = self._options.harness
+        if harness is not None and self._tasks is not None:
+            if candidate.checkpoint is None:
+                raise UsageError(f"evaluate: {candidate.arm} is at a server; lm-eval tasks need a checkpoint")
+            run = run_tasks(
+                candidate.checkpoint, self._tasks, limit=harness.limit, batch_size=harness.batch_size
+            )
+            self.figures[candidate.name] = [asdict(one) for one in run.figures]
+            for task, rows in run.rows.items():
+                found += [asdict(row) | {"set": f"lm-eval/{task}"} for row in rows]
         return found
 
     def notes(self) -> list[str]:
@@ -184,6 +221,40 @@ class _Bench:
                 reasons = ", ".join(f"{reason} {number}" for reason, number in failed.most_common())
                 lines.append(f"{name}: answers that could not be had or judged: {reasons}")
         return lines
+
+
+def _export(options: Evaluate, items: Mapping[str, Sequence[Any]], folder: Path) -> None:
+    """The sets that are scored by likelihood, for anyone who has lm-evaluation-harness."""
+    for name, one in options.sets.items():
+        if isinstance(one, LikelihoodSet):
+            export(name, one.kind, items[name], folder)
+
+
+def _tasks(harness: Harness, options: Evaluate, items: Mapping[str, Sequence[Any]]) -> Tasks:
+    """The harness's tasks, found and loaded before anything is written."""
+    with TemporaryDirectory(prefix="leaven-tasks-") as folder:
+        own = Path(folder)
+        _export(options, items, own)
+        include = [own] if harness.include is None else [own, harness.include]
+        return load_tasks(harness.tasks, include, harness.num_fewshot)
+
+
+def _patterns(
+    candidates: Sequence[Candidate], baseline: str, options: Evaluate, texts: list[tuple[str, str]], out: Path,
+    context: Context,
+) -> None:  # fmt: skip
+    """Every arm beside the baseline, by the first seed of each."""
+    assert options.patterns is not None
+    first = {one.arm: one.checkpoint for one in reversed(candidates)}
+    base = first.pop(baseline)
+    for arm, checkpoint in first.items():
+        if base is None or checkpoint is None:
+            raise UsageError(f"evaluate: patterns: {arm} or {baseline} is at a server; they need checkpoints")
+        found = patterns(
+            base, checkpoint, texts, k=options.patterns.k, bins=options.patterns.bins, seed=options.seed,
+            progress=context.progress,
+        )  # fmt: skip
+        found.write(out / arm)
 
 
 def _likelihood(candidate: Candidate, items: Sequence[sets.Item], options: LikelihoodSet) -> list[Row]:

@@ -6,10 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from leaven.errors import UsageError
 
 Pair = tuple[str, str]  # (prefix, continuation)
+Losses = NDArray[np.float32]
+Progress = Callable[[int, int], None]
 _TOKENS = 16_384  # in one forward pass, padding included
+_LOGITS = 1 << 28  # held at once: 1 GB in float32
 
 
 class Scorer:
@@ -17,7 +23,9 @@ class Scorer:
 
     Args:
         checkpoint: folder that `transformers` loads.
-        end: a text without a prefix is scored after the end mark, as documents are seen in training.
+
+    A text without a prefix is scored after the tokenizer's end mark (or else its begin mark), as documents are seen
+    in training.
 
     Raises:
         UsageError: missing packages, or no checkpoint there.
@@ -41,53 +49,74 @@ class Scorer:
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device).eval()
         self.context = int(self._model.config.max_position_embeddings)
-        self._end = self._tokenizer.eos_token_id
+        self._room = max(self.context, min(_TOKENS, _LOGITS // self._model.config.vocab_size))
+        ends = (self._tokenizer.eos_token_id, self._tokenizer.bos_token_id)
+        self._end: Any = next((one for one in ends if one is not None), None)
+        if self._end is None:
+            raise UsageError(
+                f"evaluate: checkpoint {checkpoint}: its tokenizer has neither an end nor a begin mark"
+            )
 
     def score(
-        self, pairs: Sequence[Pair], progress: Callable[[int, int], None] = lambda done, total: None
+        self, pairs: Sequence[Pair], progress: Progress = lambda done, total: None
     ) -> list[tuple[float, int]]:
         """(sum of natural log-probabilities, number of tokens) of every continuation.
 
         What does not fit into the context loses tokens of the prefix, from its beginning; a continuation
         longer than the context is read in windows that overlap by half.
         """
-        windows: list[tuple[int, list[int], int]] = []  # (pair, tokens, how many of the last are scored)
-        for number, (prefix, text) in enumerate(pairs):
-            before = self._encode(prefix) or [self._end]
-            windows += [(number, *window) for window in _windows(before, self._encode(text), self.context)]
-        found = [(0.0, 0)] * len(pairs)
+        losses = self._losses(
+            [(self._encode(prefix), self._encode(text)) for prefix, text in pairs], progress
+        )
+        return [(-float(one.sum(dtype=np.float64)), len(one)) for one in losses]
+
+    def token_losses(
+        self, texts: Sequence[str], progress: Progress = lambda done, total: None
+    ) -> list[Losses]:
+        """Natural-log loss of every token of every text, shape (tokens,) each; it begins after the end mark."""
+        return self._losses([([], self._encode(text)) for text in texts], progress)
+
+    def _losses(self, pairs: Sequence[tuple[list[int], list[int]]], progress: Progress) -> list[Losses]:
+        """Losses of the tokens of every second part, given the first (or the end mark) before it."""
+        windows = [  # (pair, tokens, how many of the last are scored)
+            (number, *window)
+            for number, (before, text) in enumerate(pairs)
+            for window in _windows(before or [self._end], text, self.context)
+        ]
+        scored: list[Losses] = [np.empty(0, np.float32)] * len(windows)
         order = sorted(range(len(windows)), key=lambda i: len(windows[i][1]))
         batch: list[int] = []
         for place, i in enumerate(order):
             batch.append(i)
-            last = place + 1 == len(order)
-            if last or (len(batch) + 1) * len(windows[order[place + 1]][1]) > _TOKENS:
-                sums = self._sums([windows[j][1:] for j in batch])
-                for j, value in zip(batch, sums, strict=True):
-                    number, _, count = windows[j]
-                    found[number] = (found[number][0] + value, found[number][1] + count)
-                batch = []
-                progress(place + 1, len(order))
-        return found
+            if place + 1 < len(order) and (len(batch) + 1) * len(windows[order[place + 1]][1]) <= self._room:
+                continue
+            found = self._forward([windows[j][1] for j in batch])
+            for j, line in zip(batch, found, strict=True):
+                _, tokens, count = windows[j]
+                scored[j] = line[len(tokens) - 1 - count : len(tokens) - 1].copy()
+            batch = []
+            progress(place + 1, len(order))
+        joined: list[list[Losses]] = [[np.empty(0, np.float32)] for _ in pairs]
+        for (number, _, _), part in zip(windows, scored, strict=True):
+            joined[number].append(part)
+        return [np.concatenate(parts) for parts in joined]
+
+    def _forward(self, rows: Sequence[list[int]]) -> Any:
+        """Loss of every token but the first of each row, shape (rows, longest - 1); beyond a row's end, anything."""
+        import torch
+
+        longest = max(map(len, rows))
+        # Filled on the right, where causal attention does not look from: no mask is needed.
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._device)
+        with torch.inference_mode():
+            logits = self._model(input_ids=padded, use_cache=False).logits[:, :-1].float()
+            losses = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), padded[:, 1:], reduction="none"
+            )
+        return losses.cpu().numpy()
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def _sums(self, rows: Sequence[tuple[list[int], int]]) -> list[float]:
-        import torch
-
-        longest = max(len(tokens) for tokens, _ in rows)
-        fill = [longest - len(tokens) for tokens, _ in rows]
-        ids = [tokens + [0] * more for (tokens, _), more in zip(rows, fill, strict=True)]
-        seen = [[1] * len(tokens) + [0] * more for (tokens, _), more in zip(rows, fill, strict=True)]
-        padded, mask = (torch.tensor(one, device=self._device) for one in (ids, seen))
-        with torch.inference_mode():
-            logits = self._model(input_ids=padded, attention_mask=mask).logits[:, :-1].float()
-            chosen = logits.log_softmax(-1).gather(-1, padded[:, 1:, None])[..., 0]
-        return [
-            float(line[len(tokens) - 1 - count : len(tokens) - 1].double().sum())
-            for line, (tokens, count) in zip(chosen, rows, strict=True)
-        ]
 
 
 def _windows(before: list[int], text: list[int], context: int) -> list[tuple[list[int], int]]:

@@ -25,7 +25,8 @@ from leaven.measure.statistics import Interval, bootstrap_ratio, paired_differen
 # Which way is better; figures that are not here are facts.
 BETTER = {
     "loss": "lower", "perplexity": "lower", "accuracy": "higher", "margin": "higher", "parsed": "higher",
-    "salient_claims": "higher", "false_claims": "lower",
+    "salient_claims": "higher", "false_claims": "lower", "acc": "higher", "acc_norm": "higher",
+    "exact_match": "higher", "bits_per_byte": "lower", "word_perplexity": "lower", "byte_perplexity": "lower",
 }  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def summarise(
             each = (_side([r for r in kept if r["arm"] == arm and r["seed"] == one]) for one in seeds)
             values = tuple(float(one[0].sum() / one[1].sum()) for one in each)
             one = Result(set_, figure, arm, value, interval, difference, apart, len(units), values, missing)
-            found.append(_exponential(one) if figure == "perplexity" else one)
+            found.append(_exponential(one) if figure.endswith("perplexity") else one)
     return found
 
 
@@ -163,7 +164,7 @@ def results_markdown(results: Sequence[Result], baseline: str, notes: Iterable[s
 
 def arrow(figure: str) -> str:
     """Which way is better."""
-    return {"lower": "↓", "higher": "↑"}.get(BETTER.get(figure, ""), "")
+    return {"lower": "↓", "higher": "↑"}.get(BETTER.get(figure.split(",")[0], ""), "")
 
 
 def results_json(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -7,11 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from leaven.errors import UsageError
 from leaven.evaluate import Candidate, Evaluate, evaluate
+from leaven.evaluate.harness import Harness
 from leaven.evaluate.likelihood import _windows
+from leaven.evaluate.patterns import Texts
 from leaven.evaluate.results import read_results, results_markdown, summarise
 from leaven.evaluate.sets import LikelihoodSet, read
 from leaven.lm import loop
@@ -156,6 +159,9 @@ def test_models_are_scored_as_transformers_scores_them(tmp_path: Path) -> None:
         "questions": {"kind": "answers", "path": questions}, "choices": {"kind": "choices", "path": choices},
         "texts": {"kind": "text", "path": texts, "by": "source"},
     }})  # fmt: skip
+    options = options.model_copy(update={
+        "harness": Harness(tasks=("leaven_questions", "leaven_choices")), "patterns": Texts(path=texts, bins=5),
+    })  # fmt: skip
     models = [Candidate("raw", 0, "f0", folders[0]), Candidate("other", 0, "f1", folders[1])]
     manifest = loop.run(evaluate(models, options, tmp_path / "out", Context()))
     assert manifest["counts"] == {"models": 2, "items": 5} and manifest["baseline"] == "raw"
@@ -190,6 +196,19 @@ def test_models_are_scored_as_transformers_scores_them(tmp_path: Path) -> None:
     assert [one.items for one in loss_of.values()] == [2, 1, 1]
     assert found["texts", "perplexity", "raw"].value == pytest.approx(math.exp(loss_of["texts"].value))
     assert ("questions", "perplexity", "raw") not in found
+    acc = found["lm-eval/leaven_choices", "acc", "raw"]
+    assert acc.items == 1 and acc.value in (0.0, 1.0) and acc.difference is None
+    bits = found["lm-eval/leaven_questions", "bits_per_byte", "raw"]
+    letters = len(" the bag" + " the bag, into the sea, far out")
+    assert bits.value == pytest.approx(sum(total for total, _ in pairs) / letters / math.log(2), abs=1e-3)
+    compared = json.loads((tmp_path / "out" / "patterns" / "other" / "patterns.json").read_text())
+    assert compared["texts"] == 2 == sum(compared["counts"]) + compared["without"]
+    assert compared["difference"]["value"] == pytest.approx(np.mean([
+        found[f"texts/{name}", "loss", "other"].value - loss_of[f"texts/{name}"].value for name in ("sea", "land")
+    ]), abs=1e-4)  # fmt: skip
+    assert sorted(path.stem for path in (tmp_path / "out" / "tasks").glob("*.yaml")) == [
+        "leaven_choices", "leaven_questions", "leaven_texts",
+    ]  # fmt: skip
     table = results_markdown(list(found.values()), "raw")
     assert "| questions | loss ↓ | other |" in table and "minus raw" in table
     stamp = (tmp_path / "out" / "results.json").stat().st_mtime_ns
