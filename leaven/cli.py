@@ -251,15 +251,44 @@ def train(
     from leaven.stage import read_manifest
     from leaven.train import Train
     from leaven.train import train as train_arm
+    from leaven.train.fit import processes
 
     options = validated(Train, _options(option), "--option", Path())
     if read_manifest(mix) is None:
         raise UsageError(f"{mix} is no finished mix; give RUN/mix of a run whose plan has a mix section")
-    console = Console()
+    console = Console(quiet=processes()[0] > 0)
     with _interruptible(), Reporter(out.parent / "events.jsonl", console).stage(f"train {arm}") as progress:
         manifest = train_arm(mix, arm, options, out, progress.named)
     line = f"{out / 'model'}: {manifest['parameters']:,} parameters, {manifest['counts']['tokens']:,} tokens"
-    console.print(f"{line}, last loss {manifest['loss']:.3f}", highlight=False, soft_wrap=True)
+    console.print(f"{line}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def finetune(
+    checkpoint: Annotated[Path, typer.Argument(help="the checkpoint to start from; it is not changed")],
+    rows: Annotated[Path, typer.Argument(help="JSONL of prompt and completion, or of messages")],
+    out: Annotated[Path, typer.Option(help="folder to write; model/ in it will be the checkpoint")],
+    option: Annotated[
+        list[str] | None, typer.Option(help="option of finetuning as YAML, e.g. 'epochs: 3'")
+    ] = None,
+) -> None:
+    """Teach a checkpoint to answer; the loss is on the answers only."""
+    from rich.console import Console
+
+    from leaven.config import validated
+    from leaven.progress import Reporter
+    from leaven.train import Finetune
+    from leaven.train import finetune as finetune_checkpoint
+    from leaven.train.fit import processes
+
+    options = validated(Finetune, _options(option) | {"path": rows}, "--option", Path())
+    console = Console(quiet=processes()[0] > 0)
+    events = out.parent / "events.jsonl"
+    with _interruptible(), Reporter(events, console).stage(f"finetune {out.name}") as progress:
+        manifest = finetune_checkpoint(checkpoint, options, out, progress=progress.named)
+    counts = manifest["counts"]
+    line = f"read {counts['read']:,} = kept {counts['kept']:,} + rejected {counts['rejected']:,} rows"
+    console.print(f"{out / 'model'}: {line}", highlight=False, soft_wrap=True)
 
 
 @app.command()

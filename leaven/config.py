@@ -37,6 +37,15 @@ def _anchor_location(location: str, info: ValidationInfo) -> str:
 PlanLocation = Annotated[str, AfterValidator(_anchor_location)]
 
 
+def _anchor_if_there(name: str, info: ValidationInfo) -> str:
+    base = (info.context or {}).get("base")
+    return name if base is None or not (base / name).exists() else str(base / name)
+
+
+# The same for a string that may also be a name on a hub: a path where something lies there, else a name.
+PlanName = Annotated[str, AfterValidator(_anchor_if_there)]
+
+
 def one_item(item: Any, where: str) -> tuple[str, dict[str, Any]]:
     """(name, options) of a list item in a plan, which is a name or ``{name: options}``.
 

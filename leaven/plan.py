@@ -25,9 +25,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.clean import Filter, parse_filters
-from leaven.config import PlanLocation, PlanPath, one_item, validated
+from leaven.config import PlanLocation, PlanName, PlanPath, one_item, validated
 from leaven.corpus import VOCABULARY
 from leaven.corpus.read import Input
+from leaven.corpus.tokens import load_tokenizer
 from leaven.errors import UsageError, nearest
 from leaven.evaluate import Evaluate, read_sets
 from leaven.generate import load_method
@@ -37,7 +38,9 @@ from leaven.lm.ask import StepOverride, override
 from leaven.measure import Measure, parse_measures
 from leaven.measure.report import Bounds, check_figures
 from leaven.mix import Mix
-from leaven.train import Training
+from leaven.train import Finetune, Training
+from leaven.train.pretrain import same_tokenizer
+from leaven.train.rows import read_rows
 from leaven.train.shapes import shape
 
 Item = str | dict[str, dict[str, Any] | None]
@@ -100,6 +103,7 @@ class PlanFile(BaseModel):
         measure: what to measure of the cleaned rows; left out, nothing is.
         mix: the arms to train, and what each takes of what; left out, none.
         train: how every arm is trained; needs `mix`.
+        finetune: how every trained model is finetuned before it is evaluated; needs `train`, and a `path`.
         evaluate: what every trained model is asked; needs `train`.
         embeddings: folder of the embeddings' cache; it outlives runs as well.
     """
@@ -107,7 +111,7 @@ class PlanFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(pattern=r"^[\w.-]+$")
     documents: Input
-    tokenizer: str | Annotated[int, Field(ge=257)] = VOCABULARY
+    tokenizer: PlanName | Annotated[int, Field(ge=257)] = VOCABULARY
     chunk_tokens: int | None = Field(None, ge=16)
     shards: int | None = Field(None, ge=1)
     model: ModelConfig | None = None
@@ -121,6 +125,7 @@ class PlanFile(BaseModel):
     measure: MeasureSection | None = None
     mix: Mix | None = None
     train: Training | None = None
+    finetune: Finetune | None = None
     evaluate: Evaluate | None = None
     embeddings: PlanPath = Field(Path("embeddings"), validate_default=True)
 
@@ -189,8 +194,20 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
         )
     if file.train is not None and file.mix is None:
         raise UsageError(f"{where}: 'train' needs 'mix', which says what each arm trains on")
+    if file.finetune is not None:
+        if file.train is None:
+            raise UsageError(
+                f"{where}: 'finetune' needs 'train'; use `leaven finetune` for a checkpoint at hand"
+            )
+        if file.finetune.path is None:
+            raise UsageError(
+                f"{where}: finetune: needs a 'path' to rows with prompt and completion, or messages"
+            )
+        read_rows(file.finetune.path)
     if file.train is not None and isinstance(file.train.shape, str):
         shape(file.train.shape)
+    if file.train is not None and file.train.checkpoint is not None:
+        _check_tokenizer(file, file.train.checkpoint, where)
     if file.evaluate is not None:
         if file.train is None or file.mix is None:
             raise UsageError(f"{where}: 'evaluate' needs 'train', which makes the models")
@@ -210,6 +227,19 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
         _check_mix(file.mix, file, where)
     folder = file.out or base / "runs" / file.name
     return Plan(file, folder, tuple(generate), tuple(clean), measures)
+
+
+def _check_tokenizer(file: PlanFile, checkpoint: Path, where: str) -> None:
+    """What the arms are tokenised with must be the checkpoint's own; better known before anything is paid for."""
+    assert file.mix is not None
+    name = file.mix.tokenizer or file.tokenizer
+    if isinstance(name, int):
+        raise UsageError(
+            f"{where}: train goes on from {checkpoint}, so the mix must be in its tokens, not in those of a BPE "
+            f"trained on the corpus; set tokenizer: {checkpoint}"
+        )
+    if Path(name).exists():
+        same_tokenizer(checkpoint, load_tokenizer(name))
 
 
 def _check_mix(mix: Mix, file: PlanFile, where: str) -> None:

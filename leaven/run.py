@@ -6,6 +6,7 @@
     RUN/measure/             figures about it
     RUN/mix/                 what every arm trains on
     RUN/train/ARM-SEED/      one model per arm and seed
+    RUN/finetune/ARM-SEED/   the same, finetuned
     RUN/evaluate/            what the models know, and how the arms differ
     RUN/plan.json            the plan as it was understood
     RUN/events.jsonl         what happened when
@@ -52,7 +53,10 @@ from leaven.mix.recipe import Allocation
 from leaven.plan import MeasureSection, Plan, PlanFile
 from leaven.progress import Reporter
 from leaven.stage import fingerprint, read_manifest, write_json
-from leaven.train import assert_matched, train
+from leaven.train import assert_matched, finetune, train
+
+# By arm and seed: (the checkpoint, the manifest of the stage that made it).
+Models = Mapping[tuple[str, int], tuple[Path, dict[str, Any]]]
 
 
 @dataclass
@@ -125,7 +129,7 @@ class Runner:
         if last >= 4 and self.plan.file.mix and not self.result.missed:
             self.mix()
         if last >= 5 and self.plan.file.train and not self.result.missed:
-            trained = self.train()
+            trained = self.finetune(self.train())
             if last >= 6 and self.plan.file.evaluate:
                 self.evaluate(trained)
         return self.result
@@ -192,30 +196,44 @@ class Runner:
             self._keep("mix", manifest)
         return found
 
-    def train(self) -> dict[tuple[str, int], dict[str, Any]]:
+    def train(self) -> Models:
         options, mixed = self.plan.file.train, self.plan.file.mix
         assert options is not None and mixed is not None
-        done: dict[tuple[str, int], dict[str, Any]] = {}
+        done: dict[tuple[str, int], tuple[Path, dict[str, Any]]] = {}
         for arm in mixed.every_arm:
             for seed in options.seeds:
                 name = f"{arm}-{seed}"
                 with self.reporter.stage(f"train {name}") as progress:
                     folder = self.plan.folder / "train" / name
-                    done[arm, seed] = train(
-                        self.plan.folder / "mix", arm, options.of_seed(seed), folder, progress.named
-                    )
-                self._keep(f"train/{name}", done[arm, seed])
-        assert_matched({f"{arm}-{seed}": manifest for (arm, seed), manifest in done.items()})
+                    mix = self.plan.folder / "mix"
+                    manifest = train(mix, arm, options.of_seed(seed), folder, progress.named)
+                done[arm, seed] = folder / "model", manifest
+                self._keep(f"train/{name}", manifest)
+        assert_matched({f"{arm}-{seed}": manifest for (arm, seed), (_, manifest) in done.items()})
         return done
 
-    def evaluate(self, trained: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    def finetune(self, trained: Models) -> Models:
+        """The models as they are evaluated: finetuned where the plan says so."""
+        options = self.plan.file.finetune
+        if options is None:
+            return trained
+        done: dict[tuple[str, int], tuple[Path, dict[str, Any]]] = {}
+        for (arm, seed), (checkpoint, _) in trained.items():
+            name = f"{arm}-{seed}"
+            with self.reporter.stage(f"finetune {name}") as progress:
+                folder = self.plan.folder / "finetune" / name
+                manifest = finetune(checkpoint, options, folder, progress=progress.named)
+            done[arm, seed] = folder / "model", manifest
+            self._keep(f"finetune/{name}", manifest)
+        assert_matched({f"{arm}-{seed}": manifest for (arm, seed), (_, manifest) in done.items()})
+        return done
+
+    def evaluate(self, trained: Models) -> None:
         options = self.plan.file.evaluate
         assert options is not None
         candidates = [
-            Candidate(
-                arm, seed, manifest["fingerprint"], self.plan.folder / "train" / f"{arm}-{seed}" / "model"
-            )
-            for (arm, seed), manifest in trained.items()
+            Candidate(arm, seed, manifest["fingerprint"], checkpoint)
+            for (arm, seed), (checkpoint, manifest) in trained.items()
         ]
         candidates += [candidate_at(name, str(path)) for name, path in options.checkpoints.items()]
         manifest = loop.run(

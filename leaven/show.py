@@ -58,13 +58,18 @@ def show(run: Path, console: Console, *, pairs: int = 0) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if "measure" in manifests:
         print_figures(read_report(run / "measure"), run / "measure", console)
-    trained = sorted((run / "train").glob("*/manifest.json"))
+    trained = sorted((run / "train").glob("*/manifest.json")) + sorted(
+        (run / "finetune").glob("*/manifest.json")
+    )
     if "mix" in manifests:
         console.print(recipe_table(shares_of(manifests["mix"])))
     for path in trained:
         one = read_manifest(path.parent)
         assert one is not None
-        line = f"{path.parent.name}: {one['parameters']:,} parameters, {one['counts']['tokens']:,} tokens"
+        how = "" if path.parent.parent.name == "train" else ", finetuned"
+        line = (
+            f"{path.parent.name}{how}: {one['parameters']:,} parameters, {one['counts']['tokens']:,} tokens"
+        )
         console.print(
             f"{line} in {one['counts']['steps']:,} steps, last loss {one['loss']:.3f}", highlight=False
         )

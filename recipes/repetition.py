@@ -7,9 +7,9 @@ billion times smaller. There 50B tokens are seen 10 times; 50B and 200B of MGA's
 real kind 2.56 times. Here the text is the opening of eight stories, MGA's is recorded and cleaned, and the larger
 collection is the openings of 23 other stories beside the eight.
 
-Three models are trained from nothing on the same number of tokens; while they are, the loss on openings of nine stories
-that nobody trains on is taken. Repetition shows as a loss that turns up while the training loss goes on down. In the end
-all are asked the 96 recorded questions about the eight openings.
+Three models are trained from nothing on the same number of tokens; meanwhile the loss on openings of nine stories
+that nobody trains on is taken. Repetition shows as a loss that turns up while the training loss goes on down. In
+the end all are asked the 96 recorded questions about the eight openings.
 
     python recipes/repetition.py                  # 40 epochs; some minutes on two cores
     python recipes/repetition.py --epochs 10      # as often as in the paper: at this size too few to hurt

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from leaven.config import PlanLocation
+from leaven.config import PlanLocation, PlanName
 from leaven.document import Document, field_of
 from leaven.errors import UsageError
 from leaven.mix.recipe import (
@@ -141,7 +141,7 @@ class Mix(BaseModel):
     mask: bool = False
     end: str | None = None
     begin: str | None = None
-    tokenizer: str | None = None
+    tokenizer: PlanName | None = None
     seed: int = 0
 
     @cached_property

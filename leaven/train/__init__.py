@@ -2,7 +2,12 @@
 
 shapes.py     model shapes by name, from 1M to 13B parameters
 schedule.py   learning-rate schedules
+fit.py        the training loop that the next two share
 pretrain.py   pretraining and continued pretraining on packed tokens
+finetune.py   finetuning on prompts and answers or conversations, loss on the answers only
+rows.py       prompts and answers as token ids
+tool.py       what a large model wrote as examples for a small one that takes its place (MGA's tool model)
+compare.py    teacher and student by the same judge
 """
 
 from __future__ import annotations
@@ -12,9 +17,10 @@ from typing import Any
 
 from pydantic import Field
 
+from leaven.train.finetune import Finetune, finetune
 from leaven.train.pretrain import Train, train
 
-__all__ = ["Train", "Training", "assert_matched", "train"]
+__all__ = ["Finetune", "Train", "Training", "assert_matched", "finetune", "train"]
 
 
 class Training(Train):
@@ -42,7 +48,8 @@ def assert_matched(manifests: Mapping[str, Mapping[str, Any]]) -> None:
     """
     facts: dict[str, dict[str, Any]] = {}
     for name, manifest in manifests.items():
-        options = dict(manifest["config"]["train"])
+        config = manifest["config"]
+        options = dict(config["train"] if "train" in config else config["finetune"])
         options.pop("seed")
         facts[name] = {**manifest["counts"], "parameters": manifest["parameters"], **options}
     first = next(iter(facts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from leaven.corpus.tokens import train_tokenizer
@@ -17,7 +19,7 @@ from leaven.document import Document
 from leaven.errors import UsageError
 from leaven.mix import Mix, mix
 from leaven.train import Train, train
-from leaven.train.pretrain import Blocks
+from leaven.train.pretrain import Blocks, build, positions
 
 pytestmark = pytest.mark.torch
 SHAPE = {"hidden": 32, "inner": 64, "layers": 2, "heads": 2, "tied": True}
@@ -84,6 +86,110 @@ def test_arms_of_one_text_train_alike_and_what_is_done_is_skipped(
     assert (out / "log.jsonl").stat().st_mtime_ns == stamp
 
 
+def test_places_begin_anew_after_every_end_mark() -> None:
+    tokens = np.array([5, 6, 0, 7, 0, 0, 8, 9])
+    assert positions(tokens, 0).tolist() == [0, 1, 2, 0, 1, 0, 0, 1]
+    assert positions(np.array([0]), 0).tolist() == [0]
+
+
+def test_masked_documents_do_not_see_what_is_packed_before_them(mixed: Path) -> None:
+    import torch
+
+    manifest = json.loads((mixed / "manifest.json").read_text())
+    model = build(options(), manifest, mixed).eval()
+    blocks = Blocks(mixed / "raw" / "tokens.bin", 32, "uint16", end=manifest["end"])
+    batch = {name: torch.stack([blocks[i][name] for i in (0, 1)]) for name in ("input_ids", "position_ids")}
+    with torch.inference_mode():
+        packed = model(**batch, use_cache=False).logits
+        plain = model(input_ids=batch["input_ids"]).logits
+        for row in (0, 1):
+            places = batch["position_ids"][row].tolist()
+            starts = [i for i, place in enumerate(places) if place == 0]
+            assert len(starts) > 1, "several documents in one block"
+            for start, stop in zip(starts, [*starts[1:], 32], strict=True):
+                alone = model(input_ids=batch["input_ids"][row : row + 1, start:stop]).logits[0]
+                assert torch.allclose(packed[row, start:stop], alone, atol=1e-4)
+            assert not torch.allclose(packed[row, starts[1] :], plain[row, starts[1] :], atol=1e-3)
+
+
+def test_training_heeds_the_mask_and_sees_as_many_tokens(mixed: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = tmp_path / "mix"
+    shutil.copytree(mixed, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"mask": True, "fingerprint": "masked"}))
+    found = train(folder, "raw", options(), tmp_path / "masked")
+    other = train(mixed, "raw", options(), tmp_path / "plain")
+    assert found["counts"] == other["counts"]
+    blocks = Blocks(mixed / "raw" / "tokens.bin", 32, "uint16", end=manifest["end"])
+    batch = {name: torch.stack([blocks[i][name] for i in range(8)]) for name in blocks[0]}
+    model = build(options(), manifest, mixed)
+    first = {name: curve(tmp_path / name)[0] for name in ("masked", "plain")}
+    assert first["masked"] == pytest.approx(model(**batch, use_cache=False).loss.item(), abs=1e-4)
+    del batch["position_ids"]
+    assert first["plain"] == pytest.approx(model(**batch).loss.item(), abs=1e-4)
+    assert abs(first["masked"] - first["plain"]) > 2e-4
+    assert curve(tmp_path / "masked")[-1] < first["masked"] - 0.5
+
+
+def test_loss_on_held_out_text_is_taken_while_training(mixed: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "mix"
+    shutil.copytree(mixed, folder)
+    (folder / "validation").mkdir()
+    held = np.fromfile(mixed / "again" / "tokens.bin", dtype="uint16")[: 12 * 32]
+    held.tofile(folder / "validation" / "tokens.bin")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    changed = manifest | {"validation": held.size, "fingerprint": "validated"}
+    (folder / "manifest.json").write_text(json.dumps(changed))
+    found = train(folder, "raw", options(validate_every=5), tmp_path / "raw")
+    lines = [json.loads(line) for line in (tmp_path / "raw" / "log.jsonl").read_text().splitlines()]
+    taken = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert list(taken) == [5, 10, 13] and taken[13] < taken[5]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 14))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "raw" / "model")
+    rows = torch.from_numpy(held.astype(np.int64).reshape(12, 32))
+    with torch.inference_mode():
+        assert (
+            found["validation_loss"]
+            == taken[13]
+            == pytest.approx(model(rows, labels=rows).loss.item(), abs=1e-3)
+        )
+    other = train(mixed, "raw", options(), tmp_path / "plain")
+    assert found["loss"] == pytest.approx(other["loss"], abs=1e-5), "looking changes nothing"
+
+
+def test_what_several_processes_cannot_share_is_refused(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="batch_size 8 cannot be split over 3 processes"):
+        train(mixed, "raw", options(), tmp_path / "raw")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="100 sequences are no multiple of batch_size 8"):
+        train(mixed, "raw", options(), tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(mixed: Path, tmp_path: Path) -> None:
+    """Under accelerate launch: the same order, the same steps, the same curve, one log."""
+    given = ["batch_size: 10", "learning_rate: 3.0e-3", "precision: float32", f"shape: {json.dumps(SHAPE)}"]
+    arguments = ["leaven.cli", "train", mixed, "raw", *(f"--option={one}" for one in given)]
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no", "-m"]
+    for name, before in (("one", []), ("two", launch)):
+        command = [sys.executable, "-m", *before, *map(str, arguments), "--out", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), abs=1e-4)
+    assert len(curve(tmp_path / "two")) == 10
+    one, two = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two"))
+    assert one["counts"] == two["counts"] and one["parameters"] == two["parameters"]
+
+
 def test_another_seed_sees_the_same_blocks_in_another_order(mixed: Path) -> None:
     path = mixed / "raw" / "tokens.bin"
     file, other, again = (Blocks(path, 32, "uint16", seed) for seed in (0, 5, 5))
@@ -142,7 +248,7 @@ def test_what_cannot_be_trained_is_one_line_before_anything_is_written(
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((trained[0] / "model" / name).read_bytes())
     other.save(folder / "tokenizer.json")
-    with pytest.raises(UsageError, match=r"another tokenizer .* set mix: tokenizer to the checkpoint"):
+    with pytest.raises(UsageError, match=r"another tokenizer .* set tokenizer: "):
         train(mixed, "raw", options(shape=None, checkpoint=folder), out)
     assert not out.exists()
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from leaven.corpus.tokens import train_tokenizer
 from leaven.train import assert_matched
 
 STORIES = Path(__file__).parents[2] / "examples" / "stories"
@@ -60,6 +61,77 @@ def test_a_plan_trains_one_model_per_arm_and_seed(tmp_path: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     assert leaven("run", plan)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == stamps
+    _by_hand(folder, tmp_path / "alone", manifests["raw-0"])
+
+
+def _by_hand(trained: Path, out: Path, planned: dict[str, Any]) -> None:
+    """The same model from `leaven train`, and both evaluated by `leaven evaluate`."""
+    mix = trained.parent / "mix"
+    options = [
+        f"--option=shape: {json.dumps(SHAPE)}",
+        "--option=batch_size: 16",
+        "--option=precision: float32",
+    ]
+    code, shown, errors = leaven("train", mix, "raw", "--out", out, *options)
+    assert (code, errors) == (0, "") and "6,400 tokens" in shown
+    alone = json.loads((out / "manifest.json").read_text())
+    assert alone["loss"] == pytest.approx(planned["loss"], abs=1e-5)
+    assert alone["fingerprint"] == planned["fingerprint"]
+    questions = f"questions: {{kind: answers, path: {STORIES / 'questions.jsonl'}}}"
+    models = [
+        f"planned={trained / 'raw-0' / 'model'}",
+        f"alone={out / 'model'}",
+        f"easy={trained / 'easy-0' / 'model'}",
+    ]
+    code, shown, errors = leaven("evaluate", *models, "--set", questions, "--out", out.parent / "results")
+    assert (code, errors) == (0, "") and "minus planned" in shown
+    found = {one["arm"]: one for one in json.loads((out.parent / "results" / "results.json").read_text())}
+    assert found["alone"]["difference"] == pytest.approx(0, abs=1e-4) != found["easy"]["difference"]
+    for wrong, said in (
+        (["train", mix, "rwa", "--out", out, "--option", "shape: 1m"], "has no arm 'rwa'"),
+        (["train", trained, "raw", "--out", out, "--option", "shape: 1m"], "no finished mix"),
+        (["train", mix, "raw", "--out", out, "--option", "shpae: 1m"], "did you mean 'shape'"),
+        (["evaluate", "a=nowhere", "--set", questions, "--out", out], "nowhere: no such folder"),
+        (["evaluate", "x/model", "y/model", "--set", questions, "--out", out], "two models of one name"),
+        (
+            ["evaluate", "a=m@http://127.0.0.1:1/v1", "--set", questions, "--out", out / "e"],
+            "need a checkpoint",
+        ),
+    ):
+        code, _, errors = leaven(*wrong)
+        assert code == 2 and said in errors and len(errors.splitlines()) == 1, (wrong, errors)
+
+
+@pytest.mark.torch
+def test_a_plan_finetunes_every_model_and_evaluates_what_comes_of_it(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question: what is {i}?\nAnswer:", "completion": f" It is {i}."} for i in range(12)]
+    rows.append({"prompt": "long " * 200, "completion": "x"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets = {"questions": {"kind": "answers", "path": str(STORIES / "questions.jsonl")}}
+    tuned = {"path": "rows.jsonl", "batch_size": 4, "learning_rate": 1e-3, "precision": "float32"}
+    trained = {"shape": SHAPE, "batch_size": 16, "precision": "float32"}
+    plan = write_plan(tmp_path, train=trained, finetune=tuned, evaluate={"sets": sets})
+    code, out, errors = leaven("run", plan)
+    assert code == 0 and "raw-0, finetuned: " in out, errors
+    folder = tmp_path / "runs" / "trained"
+    found = {
+        arm: json.loads((folder / "finetune" / f"{arm}-0" / "manifest.json").read_text())
+        for arm in ("raw", "easy")
+    }
+    for one in found.values():
+        assert {name: one["counts"][name] for name in ("read", "kept", "rejected", "steps")} == {
+            "read": 13, "kept": 12, "rejected": 1, "steps": 3,
+        }  # fmt: skip
+    evaluated = json.loads((folder / "evaluate" / "manifest.json").read_text())
+    assert evaluated["inputs"] == {f"{arm}-0": one["fingerprint"] for arm, one in found.items()}
+    checkpoint = folder / "train" / "raw-0" / "model"
+    options = [f"--option={name}: {value}" for name, value in tuned.items() if name != "path"]
+    arguments = ["finetune", checkpoint, tmp_path / "rows.jsonl", "--out", tmp_path / "alone", *options]
+    code, out, errors = leaven(*arguments)
+    assert (code, errors) == (0, "") and "read 13 = kept 12 + rejected 1 rows" in out
+    alone = json.loads((tmp_path / "alone" / "manifest.json").read_text())
+    assert alone["fingerprint"] == found["raw"]["fingerprint"]
+    assert alone["loss"] == pytest.approx(found["raw"]["loss"], abs=1e-5)
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
@@ -94,11 +166,17 @@ def test_models_that_were_not_trained_alike_are_not_compared(other: dict[str, An
         ({"train": {}}, "give either shape or checkpoint"),
         ({"train": {"shape": "1m", "schedule": {"name": "wds"}}}, "train.schedule.name"),
         ({"train": {"shape": "1m", "seeds": []}}, "train.seeds"),
+        ({"train": {"checkpoint": "nowhere"}}, "set tokenizer: "),
+        ({"finetune": {"path": "nowhere.jsonl"}}, "nowhere.jsonl"),
+        ({"finetune": {}}, "needs a 'path'"),
+        ({"finetune": {"path": "tiny.json"}, "train": None}, "'finetune' needs 'train'"),
+        ({"train": {"checkpoint": "nowhere"}, "tokenizer": "tiny.json"}, "nowhere: no such folder"),
     ],
 )
 def test_a_training_that_cannot_be_is_one_line_before_anything_is_written(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
+    train_tokenizer(["a text"], 300).save(tmp_path / "tiny.json")
     code, _, errors = leaven("run", write_plan(tmp_path, **changes))
     assert code == 2 and said in errors and len(errors.splitlines()) == 1, errors
     assert not (tmp_path / "runs").exists()
