@@ -155,7 +155,7 @@ class _Runner:
 
     async def _expand(self, document: Document, priority: int) -> _Expansion:
         done = _Expansion()
-        for piece in self._pieces(document):
+        for piece in pieces(document, self._job.chunk_tokens, self._count):
             share = piece.metadata.get("tokens", 0) / self._tokens
             ask = Ask(
                 self._model, piece, self._job.method.name, self._job.steps,
@@ -169,15 +169,6 @@ class _Runner:
             done.rejected += ask.rejected
         self._advance(1)
         return done
-
-    def _pieces(self, document: Document) -> list[Document]:
-        limit = self._job.chunk_tokens
-        if limit is None or document.metadata.get("tokens", 0) <= limit:
-            return [document]
-        pieces = chunk_document(document, limit, self._count)
-        for piece in pieces:
-            piece.metadata["row"] = document.id
-        return pieces
 
     async def _finish_shard(self, number: int, tasks: list[asyncio.Task[_Expansion]]) -> None:
         done = [await task for task in tasks]
@@ -203,3 +194,15 @@ def _unexpanded(document: Document, method: str, model: str, error: Rejected) ->
         document, error.raw, method=method, step="document", variables={}, model=model, request=error.request
     )
     return reject(row, error.reason, error.detail)
+
+
+def pieces(
+    document: Document, limit: int | None, count: Callable[[Sequence[str]], list[int]]
+) -> list[Document]:
+    """A document as a method sees it: whole, or as chunks of at most `limit` tokens that know its id as `row`."""
+    if limit is None or document.metadata.get("tokens", 0) <= limit:
+        return [document]
+    found = chunk_document(document, limit, count)
+    for piece in found:
+        piece.metadata["row"] = document.id
+    return found

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.config import PlanPath
 from leaven.errors import UsageError
-from leaven.lm.base import Answer, Refused, Request, Sampling, Usage, scores_to_text
+from leaven.lm.base import Answer, Messages, Refused, Request, Sampling, Usage, scores_to_text
 
 _MOST_LOGITS = 1 << 28  # scores of all tokens of the vocabulary held at once: 1 GB in float32
 
@@ -126,11 +126,7 @@ class Transformers:
         torch.manual_seed(self.config.seed)
 
     def _encode(self, request: Request) -> list[int]:
-        if self._tokenizer.chat_template and not request.score:
-            messages = [{"role": role, "content": content} for role, content in request.messages]
-            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return list(self._tokenizer.encode(text, add_special_tokens=False))
-        return list(self._tokenizer.encode("\n\n".join(content for _, content in request.messages)))
+        return encode(self._tokenizer, request.messages, chat=not request.score)
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -251,6 +247,15 @@ class Transformers:
             if string in text:
                 text, finish = text.split(string)[0], "stop"
         return Answer(text, finish, Usage(len(job.tokens), 0, len(kept)))
+
+
+def encode(tokenizer: Any, messages: Messages, chat: bool = True) -> list[int]:
+    """Token ids of a request: by the tokenizer's chat template where it has one, else the texts joined."""
+    if tokenizer.chat_template and chat:
+        turns = [{"role": role, "content": content} for role, content in messages]
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    return list(tokenizer.encode("\n\n".join(content for _, content in messages)))
 
 
 def weights_hash(folder: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from leaven.document import to_json
 from leaven.errors import Rejected, UsageError, nearest
 from leaven.lm.base import Messages
+from leaven.lm.transformers import encode
 
 ROLES = ("system", "user", "assistant", "tool")
 IGNORED = -100  # label of a token that no loss is taken of
@@ -151,10 +152,8 @@ class Encoder:
             self.tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + TEMPLATE
 
     def prompt(self, messages: Messages) -> list[int]:
-        """Token ids of a request, as the backend `leaven.lm.transformers` encodes it."""
-        if self.tokenizer.chat_template:
-            return self._ids(self._render(messages, asked=True))
-        return list(self.tokenizer.encode("\n\n".join(content for _, content in messages)))
+        """Token ids of a request, as the backend that will be asked encodes it."""
+        return encode(self.tokenizer, messages)
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
         """(token ids, labels) of one row.

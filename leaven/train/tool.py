@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from leaven.config import validated
-from leaven.corpus.chunk import chunk_document
 from leaven.corpus.tokens import Tokenizer, load_tokenizer
 from leaven.document import Document
 from leaven.errors import Rejected, UsageError, nearest
 from leaven.generate import mga
+from leaven.generate._runner import pieces
 from leaven.lm import loop
 from leaven.lm.ask import Ask, Reply, Step
 from leaven.lm.base import Answer, Request
@@ -175,14 +175,8 @@ class Teacher:
 
     def pieces(self, tokenizer: Tokenizer) -> Iterator[Document]:
         """Documents as the method saw them."""
-        limit = self.chunk_tokens
         for document in read_stage(self.corpus):
-            if limit is None or document.metadata.get("tokens", 0) <= limit:
-                yield document
-                continue
-            for piece in chunk_document(document, limit, tokenizer.count):
-                piece.metadata["row"] = document.id
-                yield piece
+            yield from pieces(document, self.chunk_tokens, tokenizer.count)
 
 
 class _Stored:
