@@ -32,7 +32,6 @@ from rich.table import Table
 from leaven.errors import UsageError
 from leaven.evaluate import Result, read_results
 from leaven.evaluate.scaling import fit
-from leaven.measure.report import number
 from leaven.plan import resolve
 from leaven.run import run
 
@@ -149,25 +148,26 @@ def curves(results: dict[int, list[Result]], console: Console) -> dict[str, dict
     """
     budgets = sorted(results)
     found: dict[str, dict[str, Any]] = {}
-    table = Table(title="loss by tokens per arm", title_justify="left")
-    for column in ("set", "arm", *(f"{tokens:,}" for tokens in budgets), "goes on to"):
+    table = Table(title="loss by tokens per arm; in brackets minus the first arm's", title_justify="left")
+    for column in ("set", "arm", *(f"{tokens:,}" for tokens in budgets)):
         table.add_column(column, justify="left" if column in ("set", "arm") else "right")
     for one in results[budgets[0]]:
         if one.figure != "loss" or one.arm == "base":
             continue
-        losses = [
-            other.value
+        same = [
+            other
             for tokens in budgets
             for other in results[tokens]
             if (other.set, other.figure, other.arm) == (one.set, one.figure, one.arm)
         ]
+        losses = [other.value for other in same]
+        apart = ["" if other.difference is None else f" ({other.difference:+.3f})" for other in same]
+        table.add_row(
+            one.set, one.arm, *(f"{loss:.3f}{gap}" for loss, gap in zip(losses, apart, strict=True))
+        )
         entry: dict[str, Any] = {"tokens": budgets, "loss": losses}
-        limit = "-"
-        if len(budgets) >= 4:
-            curve = fit(budgets, losses, terms=1)
-            entry["curve"] = curve.to_json()
-            limit = number(curve.a)
-        table.add_row(one.set, one.arm, *map(number, losses), limit)
+        if len(budgets) >= 3:
+            entry["curve"] = fit(budgets, losses, terms=1).to_json()
         found[f"{one.set}/{one.arm}"] = entry
     console.print(table)
     return found

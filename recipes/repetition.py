@@ -21,6 +21,7 @@ import argparse
 import gzip
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -114,16 +115,19 @@ def plan_of(options: argparse.Namespace, tokens: int, more: Path, held: Path) ->
 
 
 def validation(run_folder: Path, arm: str, seeds: list[int]) -> dict[int, tuple[float, float]]:
-    """By tokens seen: (loss in training, loss on the held-out openings), means over the seeds."""
+    """By tokens seen: (loss in training since the last look, loss on the held-out openings), means over the seeds."""
     found: dict[int, list[tuple[float, float]]] = {}
     for seed in seeds:
         lines = (run_folder / "train" / f"{arm}-{seed}" / "log.jsonl").read_text().splitlines()
+        training: list[float] = []
         for line in map(json.loads, lines):
-            if "validation_loss" in line:
-                found.setdefault(line["tokens"], []).append((line["loss"], line["validation_loss"]))
+            if "loss" in line:
+                training.append(line["loss"])
+            else:
+                found.setdefault(line["tokens"], []).append((fmean(training), line["validation_loss"]))
+                training = []
     return {
-        tokens: (sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs))
-        for tokens, pairs in found.items()
+        tokens: (fmean(a for a, _ in pairs), fmean(b for _, b in pairs)) for tokens, pairs in found.items()
     }
 
 

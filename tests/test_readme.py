@@ -14,7 +14,8 @@ import typer.main
 import yaml
 
 from leaven.cli import app
-from leaven.plan import load_plan, resolve
+from leaven.config import validated
+from leaven.plan import PlanFile, load_plan, resolve
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,9 +42,12 @@ def test_its_commands_are_understood(words: list[str]) -> None:
 
 
 def test_its_plan_is_valid() -> None:
-    (plan,) = [block for kind, block in BLOCKS if kind == "yaml"]
+    plan, more = [block for kind, block in BLOCKS if kind == "yaml"]
     resolved = resolve(yaml.safe_load(plan), ROOT)
     assert [stage.name for stage in resolved.generate] == ["rephrase", "mga", "entigraph"]
+    # The rest names files of the reader's, so that only its options can be checked.
+    whole = validated(PlanFile, yaml.safe_load(plan) | yaml.safe_load(more), "README", ROOT)
+    assert whole.mix and whole.train and whole.evaluate and whole.evaluate.sets["open"].kind == "sampled"
 
 
 def test_the_demo_trains_on_nothing_it_is_asked() -> None:
