@@ -13,7 +13,7 @@ to a question, SQuALITY), and 64 four-choice questions. At this size the losses 
 do, and the table says so.
 
     python recipes/closed_book.py                    # three seeds, about a quarter of an hour on two cores
-    python recipes/closed_book.py --tokens 25000 50000 100000 200000 400000    # and the scaling curve of each arm
+    python recipes/closed_book.py --tokens 50000 100000 200000 400000 --seeds 0    # the scaling curve of each arm
 
 Everything is a run folder under --out: stop it at any time and start it again, or change one thing and only what
 depends on it is done anew. A larger --others (stories of the same kind, JSONL) makes a better base model.
@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add("--shape", default="3m", help="of the model")
     add("--vocabulary", type=int, default=4096, help="of the tokenizer, trained on the other stories")
     add("--base-tokens", type=int, default=720_000, help="to pretrain the base on")
-    add("--tokens", type=int, nargs="+", default=[200_000], help="budgets of every arm")
-    add("--learning-rate", type=float, default=1e-3, help="of the arms; the base has 3e-3")
+    add("--tokens", type=int, nargs="+", default=[400_000], help="budgets of every arm")
+    add("--learning-rate", type=float, default=2e-3, help="of the arms; the base has 3e-3")
     add("--replay", type=float, default=0.1, help="share of blocks taken from the other stories; 0 is none")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--arms", nargs="+", default=list(ARMS), choices=ARMS)

@@ -10,6 +10,7 @@ Under ``accelerate launch`` every process runs the same code on its share of eac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -179,6 +180,7 @@ def fit(
     from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
+    _keep_memory()
     check_processes(len(data), options)
     size = options.batch_size // (options.accumulate * processes()[1])
     steps = steps_of(len(data), options)
@@ -218,6 +220,19 @@ def fit(
     return found | ({} if validation is None else {"validation_loss": lines[-1]["validation_loss"]})
 
 
+def _keep_memory() -> None:
+    """Let the C library keep freed memory: every step needs the same again, and getting it anew from the system
+    takes a third of a step on a processor. Does nothing where the library is not glibc."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # as malloc.h numbers them
+        libc.mallopt(mmap_threshold, (1 << 31) - 1)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+        libc.mallopt(top_pad, 1 << 28)
+
+
 def _in_order(kind: Any, data: Any, options: Fitting, steps: int) -> Any:
     """The Trainer, but for the order of the data, the optimizer's groups and the schedule."""
     import torch
@@ -236,6 +251,7 @@ def _in_order(kind: Any, data: Any, options: Fitting, steps: int) -> Any:
                 ]
                 self.optimizer: Any = torch.optim.AdamW(
                     groups, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay,
+                    fused=True,
                 )  # fmt: skip
             return self.optimizer
 
