@@ -356,13 +356,14 @@ def agree(
 def show(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     pairs: Annotated[int, typer.Option(help="print this many sources, each beside one child")] = 0,
+    baseline: Annotated[str | None, typer.Option(help="the arm to compare the others with")] = None,
 ) -> None:
-    """Say what happened in a run: counts that add up, reasons, tokens, money."""
+    """Say what happened in a run: counts that add up, reasons, tokens, money, results."""
     from rich.console import Console
 
     from leaven.show import show as show_run
 
-    show_run(run, Console(), pairs=pairs)
+    show_run(run, Console(), pairs=pairs, baseline=baseline)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from leaven.document import Document
 from leaven.errors import UsageError
-from leaven.evaluate.results import Result, arrow, read_results
+from leaven.evaluate.results import Result, arrow, read_results, results_against
 from leaven.measure.agreement import Compared
 from leaven.measure.report import Report, demand_lines, footnotes, number, read_report
 from leaven.measure.report import table as figures_table
@@ -40,14 +40,15 @@ def stage_folders(run: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
             yield str(folder.relative_to(run)), folder, manifest
 
 
-def show(run: Path, console: Console, *, pairs: int = 0) -> None:
+def show(run: Path, console: Console, *, pairs: int = 0, baseline: str | None = None) -> None:
     """Print the counts, reasons, tokens and money of a run.
 
     Args:
         pairs: print this many sources, each beside one kept child.
+        baseline: the arm that others are compared with; None is the plan's.
 
     Raises:
-        UsageError: `run` holds no finished stage.
+        UsageError: `run` holds no finished stage, or no such arm.
     """
     stages = list(stage_folders(run))
     if not stages:
@@ -75,7 +76,9 @@ def show(run: Path, console: Console, *, pairs: int = 0) -> None:
         )
     evaluated = read_manifest(run / "evaluate")
     if evaluated is not None:
-        console.print(results_table(read_results(run / "evaluate"), evaluated["baseline"]))
+        folder, planned = run / "evaluate", evaluated["baseline"]
+        results = read_results(folder) if baseline is None else results_against(folder, baseline)
+        console.print(results_table(results, baseline or planned))
     if pairs:
         _print_pairs(run, manifests, console, pairs)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from leaven.errors import UsageError, nearest
 from leaven.measure.report import number
 from leaven.measure.statistics import Interval, bootstrap_ratio, paired_difference
 
@@ -170,6 +171,22 @@ def arrow(figure: str) -> str:
 def results_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     """As ``results.json`` has them."""
     return [asdict(one) for one in results]
+
+
+def results_against(folder: Path, baseline: str) -> list[Result]:
+    """The results in a finished evaluate stage's folder, with differences to any of its arms.
+
+    Raises:
+        UsageError: no such arm.
+    """
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(folder / "items.parquet").to_pylist()
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    if baseline not in arms:
+        raise UsageError(f"{folder}: {baseline!r} is no arm; {nearest(baseline, arms)}")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return summarise(rows, arms, baseline, manifest["config"]["seed"])
 
 
 def read_results(folder: Path) -> list[Result]:

@@ -15,7 +15,7 @@ from leaven.evaluate import Candidate, Evaluate, evaluate
 from leaven.evaluate.harness import Harness
 from leaven.evaluate.likelihood import _windows
 from leaven.evaluate.patterns import Texts
-from leaven.evaluate.results import read_results, results_markdown, summarise
+from leaven.evaluate.results import read_results, results_against, results_markdown, summarise
 from leaven.evaluate.sets import LikelihoodSet, read
 from leaven.lm import loop
 from leaven.measure.base import Context
@@ -211,6 +211,11 @@ def test_models_are_scored_as_transformers_scores_them(tmp_path: Path) -> None:
     ]  # fmt: skip
     table = results_markdown(list(found.values()), "raw")
     assert "| questions | loss ↓ | other |" in table and "minus raw" in table
+    turned = {(one.set, one.figure, one.arm): one for one in results_against(tmp_path / "out", "other")}
+    here, there = found["questions", "loss", "other"], turned["questions", "loss", "raw"]
+    assert there.difference == pytest.approx(-(here.difference or 0)) != 0 and there.value != here.value
+    with pytest.raises(UsageError, match="'rwa' is no arm; did you mean 'raw'"):
+        results_against(tmp_path / "out", "rwa")
     stamp = (tmp_path / "out" / "results.json").stat().st_mtime_ns
     loop.run(evaluate(models, options, tmp_path / "out", Context()))
     assert (tmp_path / "out" / "results.json").stat().st_mtime_ns == stamp

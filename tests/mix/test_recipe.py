@@ -77,6 +77,46 @@ def test_the_entire_set_recipe_of_paper_000() -> None:
     assert [one.epochs for one in unique.shares] == [2, 2]
 
 
+@pytest.mark.parametrize(
+    ("amounts", "epochs"),
+    [
+        ({"edu": 50 * 1.4, "web": 450 * 1.4}, [1.4, 1.4]),
+        ({"edu": 50 * 5, "web": 450}, [5, 1]),
+        ({"edu": 50, "mga": 200, "web": 450}, [1, 1, 1]),
+    ],
+)
+def test_the_subset_recipes_of_paper_000(amounts: dict[str, float], epochs: list[float]) -> None:
+    """Table 8, in millions: three ways to spend 700 on 50 of good text, 200 that MGA made of it, 450 of the web."""
+    supplies = {
+        "edu": Supply(50_000_000, False),
+        "mga": Supply(200_000_000, True),
+        "web": Supply(450_000_000, False),
+    }
+    wanted = {name: Amount(tokens=round(millions * 1_000_000)) for name, millions in amounts.items()}
+    found = allocate("a", wanted, supplies, tokens=700_000_000, context=1000, seed=0)
+    assert [one.epochs for one in found.shares] == pytest.approx(epochs) and found.tokens == 700_000_000
+
+
+def test_expansion_and_mga_only_of_table_11_leave_the_other_sources_alone() -> None:
+    """The good text's 80.89% go to it and to MGA's by their unique tokens (195 and 770), or to MGA's alone."""
+    others = {"cosmopedia": 11.65, "python": 1.66, "math": 5.80}
+    sizes = {"edu": 195, "mga": 770, "cosmopedia": 28, "python": 4, "math": 14}
+    supplies = {name: Supply(billions * 1000, name == "mga") for name, billions in sizes.items()}
+    shares = by_unique_tokens(["edu", "mga"], supplies, "x")
+    split = {name: 80.89 * (amount.weight or 0) for name, amount in shares.items()}
+    assert [split["edu"], split["mga"]] == pytest.approx([16.29, 64.59], abs=0.06)
+    for weights in (split | others, {"mga": 80.89} | others):
+        amounts = {name: Amount(weight=weight) for name, weight in weights.items()}
+        found = allocate(
+            "a", amounts, supplies, tokens=1_000_000 if "edu" in weights else 900_000, context=10, seed=0
+        )
+        taken = {one.source: one for one in found.shares}
+        for name, weight in others.items():
+            assert taken[name].tokens == pytest.approx(weight / 100 * found.tokens, abs=10)
+        if "edu" in weights:  # a budget of 4.15 times 241: both are seen 0.84 times
+            assert taken["edu"].epochs == pytest.approx(0.84, abs=0.01) == taken["mga"].epochs
+
+
 def test_the_weights_of_table_7_are_those_of_unique_tokens() -> None:
     """195, 28, 4 and 14 billion of tokens; the budget is 4.15 times all of them."""
     billions = {"edu": 195, "cosmopedia": 28, "python": 4, "math": 14}
