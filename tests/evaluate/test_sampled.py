@@ -187,3 +187,35 @@ def test_a_cross_encoder_reorders_what_was_found(tmp_path: Path, monkeypatch: py
         Library(Book(path=place, rerank=tmp_path / "nowhere"), tmp_path / "cache", lambda *_: None).look_up(
             asked, lambda *_: None
         )
+
+
+@pytest.mark.torch
+def test_a_checkpoint_is_asked_in_this_process_and_let_go(tmp_path: Path) -> None:
+    """An untrained model names no option: 0 of all questions, and nothing is hidden."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from leaven.corpus.tokens import train_tokenizer
+    from leaven.run import evaluate as evaluate_models
+    from leaven.train.pretrain import _save_tokenizer
+    from leaven.train.shapes import Shape, config_of
+
+    train_tokenizer([question.asked() for question in SHOTS], 400).save(tmp_path / "tokenizer.json")
+    torch.manual_seed(0)
+    shape = Shape(hidden=16, inner=32, layers=1, heads=2, tied=True)
+    config = config_of(shape, vocab_size=400, context=1024, end=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    _save_tokenizer(tmp_path / "tokenizer.json", 0, tmp_path / "model")
+    one = {"kind": "sampled", "path": questions(tmp_path), "samples": 2, "shots": 1, "max_tokens": 8}
+    found = evaluate_models({"tiny": str(tmp_path / "model")}, tmp_path / "run" / "asked", sets={"cot": one})
+    assert {result.figure: (result.value, result.items) for result in found} == {
+        "accuracy": (0.0, 3), "parsed": (0.0, 3),
+    }  # fmt: skip
+    assert list((tmp_path / "run" / "answers").iterdir()), "every sample is in the response store"
+    again = evaluate_models({"tiny": str(tmp_path / "model")}, tmp_path / "run" / "again", sets={"cot": one})
+    assert [result.value for result in again] == [result.value for result in found]
+    short = {**one, "shots": 5, "samples": 8}
+    config.max_position_embeddings = 64
+    config.save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match="context is 64"):
+        evaluate_models({"tiny": str(tmp_path / "model")}, tmp_path / "run" / "short", sets={"cot": short})
