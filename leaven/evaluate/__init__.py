@@ -70,7 +70,7 @@ class Evaluate(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    sets: dict[str, AnySet] = Field(default_factory=dict)
+    sets: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], AnySet] = Field(default_factory=dict)
     harness: Harness | None = None
     patterns: Texts | None = None
     baseline: str | None = None
@@ -118,8 +118,10 @@ async def evaluate(
         out: the stage's folder.
 
     Raises:
-        UsageError: an unreadable set, or a baseline that is no arm; before anything is scored.
+        UsageError: an unreadable set, a baseline that is no arm, or a model at a server where weights are needed;
+            before anything is scored.
     """
+    _check_weights(candidates, options)
     arms = list(dict.fromkeys(one.arm for one in candidates))
     baseline = options.baseline or arms[0]
     if baseline not in arms:
@@ -160,6 +162,17 @@ async def evaluate(
     )
 
 
+def _check_weights(candidates: Sequence[Candidate], options: Evaluate) -> None:
+    """What is scored rather than asked needs a model's weights."""
+    scored = [name for name, one in options.sets.items() if isinstance(one, LikelihoodSet)]
+    scored += [name for name in ("harness", "patterns") if getattr(options, name) is not None]
+    served = [one.arm for one in candidates if one.checkpoint is None]
+    if scored and served:
+        raise UsageError(
+            f"evaluate: {served[0]} is at a server; {scored[0]} is scored by likelihood and needs a checkpoint"
+        )
+
+
 class _Bench:
     """What all models share: the items, the books looked up once, the judges."""
 
@@ -175,7 +188,8 @@ class _Bench:
             if isinstance(one, SampledSet) and one.book is not None:
                 library = Library(one.book, context.cache, context.progress)
                 found = library.look_up(items[name], context.progress)
-                self.recall[name] = recall(items[name], found, library.owners)
+                if shares := recall(items[name], found, library.owners):
+                    self.recall[name] = shares
                 self._passages[name] = {
                     question.id: library.passages(rows)
                     for question, rows in zip(items[name], found, strict=True)
@@ -200,8 +214,7 @@ class _Bench:
             found += [asdict(row) | {"set": name} for row in rows]
         harness = self._options.harness
         if harness is not None and self._tasks is not None:
-            if candidate.checkpoint is None:
-                raise UsageError(f"evaluate: {candidate.arm} is at a server; lm-eval tasks need a checkpoint")
+            assert candidate.checkpoint is not None
             run = run_tasks(
                 candidate.checkpoint, self._tasks, limit=harness.limit, batch_size=harness.batch_size
             )
@@ -248,8 +261,7 @@ def _patterns(
     first = {one.arm: one.checkpoint for one in reversed(candidates)}
     base = first.pop(baseline)
     for arm, checkpoint in first.items():
-        if base is None or checkpoint is None:
-            raise UsageError(f"evaluate: patterns: {arm} or {baseline} is at a server; they need checkpoints")
+        assert base is not None and checkpoint is not None
         found = patterns(
             base, checkpoint, texts, k=options.patterns.k, bins=options.patterns.bins, seed=options.seed,
             progress=context.progress,

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leaven.errors import UsageError
 from leaven.lm import ModelConfig, transformers
 from leaven.lm.client import LanguageModel
 from leaven.measure.base import Context
@@ -39,17 +38,14 @@ class Candidate:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """For log-probabilities.
+        """For log-probabilities; of a model whose weights are at hand.
 
         Raises:
-            UsageError: it is at a server, or no checkpoint.
+            UsageError: no checkpoint there.
         """
         from leaven.evaluate.likelihood import Scorer
 
-        if self.checkpoint is None:
-            raise UsageError(
-                f"evaluate: {self.arm} is at a server; sets of kind answers, choices and text need a checkpoint"
-            )
+        assert self.checkpoint is not None
         return Scorer(self.checkpoint)
 
     def ask(self, context: Context) -> LanguageModel:

@@ -116,12 +116,14 @@ def chunks(document: Document, characters: int) -> list[str]:
 def recall(
     questions: Sequence[Question], found: Sequence[Sequence[int]], owners: Sequence[str]
 ) -> dict[int, float]:
-    """recall@k for k = 1, 2, 4, ... up to as many as were found.
+    """recall@k for k = 1, 2, 4, ... up to as many as were found; empty if no question names a document of the book.
 
     Args:
         found: chunk numbers by question, best first.
         owners: document of every chunk.
     """
+    if not {question.unit for question in questions} & set(owners):
+        return {}
     most = max((len(one) for one in found), default=0)
     ks = [1 << i for i in range(most.bit_length())]
     first = [
