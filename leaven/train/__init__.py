@@ -44,14 +44,20 @@ def assert_matched(manifests: Mapping[str, Mapping[str, Any]]) -> None:
         manifests: of train stages, by name.
 
     Raises:
-        AssertionError: two differ in tokens, steps, parameters or any option but the seed; it says in what.
+        AssertionError: two differ in tokens, steps, parameters, checkpoint or any option but the seed; it says in what.
     """
     facts: dict[str, dict[str, Any]] = {}
     for name, manifest in manifests.items():
         config = manifest["config"]
         options = dict(config["train"] if "train" in config else config["finetune"])
         options.pop("seed")
-        facts[name] = {**manifest["counts"], "parameters": manifest["parameters"], **options}
+        start = manifest.get("inputs", {}).get("checkpoint") if "train" in config else None
+        facts[name] = {
+            **manifest["counts"],
+            "parameters": manifest["parameters"],
+            "checkpoint": start,
+            **options,
+        }
     first = next(iter(facts))
     for name, found in facts.items():
         apart = [key for key in found if found[key] != facts[first].get(key)]

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from leaven.config import PlanPath
 from leaven.corpus.tokens import Tokenizer, load_tokenizer
 from leaven.errors import UsageError
+from leaven.lm.transformers import weights_hash
 from leaven.stage import Stage
 from leaven.train.fit import (
     Fitting,
@@ -124,7 +125,12 @@ def train(
     mixed = json.loads((mix / "manifest.json").read_text(encoding="utf-8"))
     if arm not in mixed["arms"]:
         raise UsageError(f"train: {mix} has no arm {arm!r}; it has {', '.join(mixed['arms'])}")
-    stage = Stage(out, {"train": options.model_dump(mode="json"), "arm": arm}, {"mix": mixed["fingerprint"]})
+    inputs = {"mix": mixed["fingerprint"]}
+    if (
+        options.checkpoint is not None
+    ):  # known by its weights: where it lies may change, and so may what lies there
+        inputs["checkpoint"] = weights_hash(options.checkpoint)
+    stage = Stage(out, {"train": options.model_dump(mode="json", exclude={"checkpoint"}), "arm": arm}, inputs)
     if stage.manifest is not None:
         return stage.manifest
     check_folder(stage, "on another mix")

@@ -230,6 +230,13 @@ def test_a_checkpoint_is_trained_on(
     going_on = options(shape=None, checkpoint=trained[0] / "model", learning_rate=1e-4)
     train(mixed, "raw", going_on, tmp_path / "on")
     assert curve(tmp_path / "on")[0] < curve(trained[0])[3]
+    moved = shutil.copytree(trained[0] / "model", tmp_path / "moved")
+    stamp = (tmp_path / "on" / "log.jsonl").stat().st_mtime_ns
+    train(mixed, "raw", options(shape=None, checkpoint=moved, learning_rate=1e-4), tmp_path / "on")
+    assert (tmp_path / "on" / "log.jsonl").stat().st_mtime_ns == stamp, "the same weights, wherever they lie"
+    shutil.copy(tmp_path / "on" / "model" / "model.safetensors", moved)
+    with pytest.raises(UsageError, match="by another plan or on another mix"):
+        train(mixed, "raw", options(shape=None, checkpoint=moved, learning_rate=1e-4), tmp_path / "on")
 
 
 def test_what_cannot_be_trained_is_one_line_before_anything_is_written(

@@ -136,7 +136,7 @@ def test_a_plan_finetunes_every_model_and_evaluates_what_comes_of_it(tmp_path: P
 
 def manifest(**changes: Any) -> dict[str, Any]:
     value: dict[str, Any] = {
-        "counts": {"tokens": 100, "steps": 10}, "parameters": 1000,
+        "counts": {"tokens": 100, "steps": 10}, "parameters": 1000, "inputs": {"checkpoint": "a"},
         "config": {"train": {"learning_rate": 1e-3, "seed": 0}},
     }  # fmt: skip
     return copy.deepcopy(value | changes)
@@ -148,6 +148,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         (manifest(counts={"tokens": 101, "steps": 10}), "tokens"),
         (manifest(counts={"tokens": 100, "steps": 11}), "steps"),
         (manifest(parameters=1001), "parameters"),
+        (manifest(inputs={"checkpoint": "b"}), "checkpoint"),
         (manifest(config={"train": {"learning_rate": 2e-3, "seed": 0}}), "learning_rate"),
     ],
 )
