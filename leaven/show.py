@@ -127,10 +127,10 @@ def recipe_table(arms: Mapping[str, Sequence[Share]]) -> Table:
 
 def results_table(results: Sequence[Result], baseline: str) -> Table:
     """What the models know, arm by arm, and by how much each differs from the baseline."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # it should fit 80 columns
     for column in ("set", "figure", "arm", "value", f"minus {baseline}", "95% interval", "seeds"):
         justify: Literal["left", "right"] = "left" if column in ("set", "figure", "arm") else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
+        table.add_column(column, justify=justify, no_wrap=True, min_width=len(column))
     for one in results:
         table.add_row(
             one.set, f"{one.figure} {arrow(one.figure)}", one.arm, number(one.value),

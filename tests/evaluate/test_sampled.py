@@ -117,7 +117,9 @@ def test_recall_counts_the_questions_own_document_among_the_first_k() -> None:
     owners = ["a", "b", "c", "a", "x"]
     found = [[0, 1, 2, 3, 4], [4, 3, 1, 0, 2], [4, 4, 4, 4, 4]]
     assert recall(asked, found, owners) == {1: 1 / 3, 2: 1 / 3, 4: 2 / 3}
-    assert recall(asked, found, ["x", "y", "z", "x", "x"]) == {}, "questions that name no document of the book"
+    assert recall(asked, found, ["x", "y", "z", "x", "x"]) == {}, (
+        "questions that name no document of the book"
+    )
 
 
 def test_chunks_carry_the_title_and_lose_nothing() -> None:
