@@ -95,7 +95,7 @@ def _by_hand(trained: Path, out: Path, planned: dict[str, Any]) -> None:
         (["evaluate", "x/model", "y/model", "--set", questions, "--out", out], "two models of one name"),
         (
             ["evaluate", "a=m@http://127.0.0.1:1/v1", "--set", questions, "--out", out / "e"],
-            "need a checkpoint",
+            "needs a checkpoint",
         ),
     ):
         code, _, errors = leaven(*wrong)
