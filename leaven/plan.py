@@ -16,7 +16,7 @@ mistake is reported as one line with the file, the field and the fix, before any
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from leaven.bootstrap import Writer, whole
 from leaven.clean import Filter, parse_filters
 from leaven.config import PlanLocation, PlanName, PlanPath, one_item, validated
 from leaven.corpus import VOCABULARY
@@ -31,7 +32,8 @@ from leaven.corpus.read import Input
 from leaven.corpus.tokens import load_tokenizer
 from leaven.errors import UsageError, nearest
 from leaven.evaluate import Evaluate, read_sets
-from leaven.generate import load_method
+from leaven.evaluate.sets import LikelihoodSet
+from leaven.generate import bootstrapping, load_method
 from leaven.generate._runner import Job
 from leaven.lm import ModelConfig
 from leaven.lm.ask import StepOverride, override
@@ -96,9 +98,14 @@ class PlanFile(BaseModel):
         prices: the user's own dated price file.
         max_failed: highest share of documents from which nothing could be written before the run ends
             with a non-zero exit code.
+        hold_out: share of the documents that is set aside in ``RUN/held_out``: nothing is written from them, and
+            they can be validated on (``stage: held_out``).
         generate: methods in order; an item is a name or ``{name: options}``. Beside the method's own
             options: `steps` (overrides by step), `chunk_tokens` (for this method only), `name` (of the stage
-            folder, when a method is used twice).
+            folder, when a method is used twice), `model` (another than the plan's; for sbp, a synthesizer at hand).
+        method: ``sbp`` or ``self_train``, in place of `generate`: every section that the plan leaves out goes by the
+            size of the corpus (`leaven.bootstrap.whole`).
+        writer: the model that sbp and self_train train on the corpus to write with; the plan's `model` is never it.
         clean: filters in order; an item is a name or ``{name: options}``.
         measure: what to measure of the cleaned rows; left out, nothing is.
         mix: the arms to train, and what each takes of what; left out, none.
@@ -120,7 +127,10 @@ class PlanFile(BaseModel):
     out: PlanPath | None = None
     answers: PlanPath = Field(Path("answers"), validate_default=True)
     max_failed: float = Field(0.1, ge=0, le=1)
+    hold_out: float = Field(0.0, ge=0, lt=1)
+    method: whole.Method | None = None
     generate: tuple[Item, ...] = ()
+    writer: Writer = Writer()
     clean: tuple[Item, ...] = ()
     measure: MeasureSection | None = None
     mix: Mix | None = None
@@ -136,15 +146,21 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     chunk_tokens: int | None = Field(None, ge=16)
+    model: ModelConfig | None = None
     steps: dict[str, StepOverride] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class GenerateStage:
-    """One resolved entry under `generate`."""
+    """One resolved entry under `generate`.
+
+    Args:
+        model: to write with; None trains one on the corpus.
+    """
 
     name: str
     job: Job
+    model: ModelConfig | None
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,18 @@ class Plan:
     generate: tuple[GenerateStage, ...]
     clean: tuple[Filter, ...]
     measure: tuple[Measure, ...] = ()
+
+    def completed(self, sections: Mapping[str, Any]) -> Plan:
+        """The plan with sections that it left out; its own stand.
+
+        Raises:
+            UsageError: they do not go together with its own.
+        """
+        own = self.file.model_dump(mode="json", exclude_unset=True)
+        own.pop("method", None)
+        # Paths are anchored already, the defaults among them too.
+        own |= {"out": self.folder, "answers": self.file.answers, "embeddings": self.file.embeddings}
+        return resolve({**sections, **own}, Path(), f"plan {self.file.name}, completed")
 
 
 def load_plan(path: Path) -> Plan:
@@ -177,10 +205,13 @@ def load_plan(path: Path) -> Plan:
 
 def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
     """A plan from a mapping; relative paths in it start at `base`."""
+    if value.get("method") and not value.get("generate"):
+        value = {**whole.first(value["method"]), **value}
     file = validated(PlanFile, value, where, base)
-    if file.generate and file.model is None:
-        raise UsageError(f"{where}: 'generate' needs a 'model' (backend openai, transformers or replay)")
-    generate = _generate_stages(file.generate, base, where)
+    if file.method and file.generate:
+        raise UsageError(f"{where}: give either 'method', which chooses what is written, or 'generate'")
+    file.writer.check(where)
+    generate = _generate_stages(file, base, where)
     clean = parse_filters(file.clean, base, f"{where}: clean")
     section = file.measure
     measures = parse_measures(section.figures, base, f"{where}: measure") if section else ()
@@ -188,11 +219,11 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
     asking = [one.name for one in measures if None in one.models]
     if section and asking and section.model is None and file.model is None:
         raise UsageError(f"{where}: measure: {asking[0]} asks a language model; name one under 'model'")
-    if section and not file.generate:
+    if section and not file.generate and not file.method:
         raise UsageError(
             f"{where}: 'measure' looks at what 'generate' wrote; use `leaven measure` for documents"
         )
-    if file.train is not None and file.mix is None:
+    if file.train is not None and file.mix is None and not file.method:
         raise UsageError(f"{where}: 'train' needs 'mix', which says what each arm trains on")
     if file.finetune is not None:
         if file.train is None:
@@ -209,13 +240,18 @@ def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
     if file.train is not None and file.train.checkpoint is not None:
         _check_tokenizer(file, file.train.checkpoint, where)
     if file.evaluate is not None:
-        if file.train is None or file.mix is None:
+        made = file.method or [stage for stage in generate if stage.model is None]
+        if (file.train is None or file.mix is None) and not made:
             raise UsageError(f"{where}: 'evaluate' needs 'train', which makes the models")
+        arms = file.mix.every_arm if file.train and file.mix else {}
         baseline = file.evaluate.baseline
-        if baseline is not None and baseline not in file.mix.every_arm:
+        if baseline is not None and baseline not in arms and not made:
             line = f"{where}: evaluate: baseline {baseline!r} is no arm"
-            raise UsageError(f"{line}; {nearest(baseline, file.mix.every_arm)}")
-        taken = [name for name in file.evaluate.checkpoints if name in file.mix.every_arm]
+            raise UsageError(f"{line}; {nearest(baseline, arms)}")
+        for name, one in file.evaluate.sets.items():
+            if isinstance(one, LikelihoodSet) and one.stage == "held_out" and not file.hold_out:
+                raise UsageError(f"{where}: evaluate: set {name}: stage 'held_out': set hold_out in the plan")
+        taken = [name for name in file.evaluate.checkpoints if name in arms]
         if taken:
             raise UsageError(f"{where}: evaluate: checkpoint {taken[0]!r} has the name of an arm")
         if None in file.evaluate.judges and file.model is None:
@@ -246,9 +282,11 @@ def _check_mix(mix: Mix, file: PlanFile, where: str) -> None:
     """Names in the mix section that can be checked before anything is read."""
     where = f"{where}: mix"
     for name, source in mix.sources.items():
-        if source.stage in ("generate", "clean") and not file.generate:
+        if source.stage in ("generate", "clean") and not file.generate and not file.method:
             raise UsageError(f"{where}: source {name!r} takes stage {source.stage!r}; nothing is generated")
-        if source.stage == "clean" and not file.clean:
+        if source.stage == "held_out" and not file.hold_out:
+            raise UsageError(f"{where}: source {name!r} takes stage 'held_out'; set hold_out in the plan")
+        if source.stage == "clean" and not file.clean and not file.method:
             raise UsageError(f"{where}: source {name!r} takes stage 'clean', but the plan has no filters")
     if mix.validation is not None and mix.validation not in mix.sources:
         raise UsageError(
@@ -261,9 +299,9 @@ def _check_mix(mix: Mix, file: PlanFile, where: str) -> None:
                 raise UsageError(f"{where}: arm {arm}: unknown source {name!r}; {nearest(name, mix.sources)}")
 
 
-def _generate_stages(items: Sequence[Item], base: Path, where: str) -> list[GenerateStage]:
+def _generate_stages(file: PlanFile, base: Path, where: str) -> list[GenerateStage]:
     stages: list[GenerateStage] = []
-    for item in items:
+    for item in file.generate:
         method_name, options = one_item(item, f"{where}: generate")
         place = f"{where}: generate: {method_name}"
         method = load_method(method_name)
@@ -275,5 +313,21 @@ def _generate_stages(items: Sequence[Item], base: Path, where: str) -> list[Gene
         name = entry.name or method_name
         if any(stage.name == name for stage in stages):
             raise UsageError(f"{place}: used twice; give one of them another 'name'")
-        stages.append(GenerateStage(name, Job(method, config, steps, entry.chunk_tokens)))
+        model = entry.model
+        if method.bootstrap is None:
+            model = model or file.model
+            if model is None:
+                raise UsageError(
+                    f"{place} needs a 'model' (backend openai, transformers or replay); without one there are "
+                    f"{', '.join(bootstrapping())}, which train their own"
+                )
+        elif model is not None and method.trains_only:
+            raise UsageError(
+                f"{place}: 'model': it writes with the model it trains; set writer: {{checkpoint: ...}}"
+            )
+        elif entry.chunk_tokens is not None:
+            raise UsageError(
+                f"{place}: 'chunk_tokens': set the plan's, so that the model is trained on such chunks"
+            )
+        stages.append(GenerateStage(name, Job(method, config, steps, entry.chunk_tokens), model))
     return stages

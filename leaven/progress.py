@@ -46,6 +46,11 @@ class Reporter:
         with self._lock, self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def say(self, line: str) -> None:
+        """A line that stays: shown, and an event."""
+        self.event("note", line=line)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     @contextmanager
     def stage(self, name: str, model: LanguageModel | None = None) -> Iterator[StageProgress]:
         """Progress of one stage, shown and recorded until the block ends."""

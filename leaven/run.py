@@ -1,6 +1,8 @@
 """Run a plan: a folder of stages, each done once, each resumable.
 
     RUN/corpus/              the documents, chunked, counted, sharded
+    RUN/held_out/            those set aside to evaluate on
+    RUN/writer/              models trained on the corpus to write with, where a method does that
     RUN/generate/METHOD/     what each method wrote
     RUN/clean/               what was kept of all that
     RUN/measure/             figures about it
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +33,8 @@ from rich.console import Console
 
 from leaven import STAGES
 from leaven import evaluate as evaluation
+from leaven.bootstrap import Bootstrap, Progress, context_of, whole
+from leaven.bootstrap.forecast import EMBEDDED, Arms, forecast, minutes
 from leaven.clean import clean
 from leaven.config import validated
 from leaven.corpus import build_corpus
@@ -39,6 +44,7 @@ from leaven.document import Document
 from leaven.errors import UsageError, nearest
 from leaven.evaluate import Candidate, Evaluate
 from leaven.generate._runner import generate
+from leaven.generate._training import Task
 from leaven.lm import ModelConfig, loop, openai, transformers
 from leaven.lm.base import Usage
 from leaven.lm.budget import Meter, Prices, load_prices
@@ -50,10 +56,13 @@ from leaven.measure.base import Context
 from leaven.measure.report import Report, check_figures, read_report
 from leaven.mix import Source, mix
 from leaven.mix.recipe import Allocation
-from leaven.plan import MeasureSection, Plan, PlanFile
+from leaven.plan import GenerateStage, MeasureSection, Plan, PlanFile
 from leaven.progress import Reporter
-from leaven.stage import fingerprint, read_manifest, write_json
+from leaven.stage import fingerprint, read_manifest, read_stage, write_json
 from leaven.train import assert_matched, finetune, train
+from leaven.train.fit import require_packages
+
+WORTH_TELLING = 300_000  # tokens to train and to draw: below, telling how long it takes takes as long
 
 # By arm and seed: (the checkpoint, the manifest of the stage that made it).
 Models = Mapping[tuple[str, int], tuple[Path, dict[str, Any]]]
@@ -116,51 +125,134 @@ class Runner:
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
         self.plan, self.reporter = plan, reporter
         self.result = Result(plan.folder)
-        self.corpus = plan.folder / "corpus"
+        self.corpus, self.held_out = plan.folder / "corpus", plan.folder / "held_out"
+        self.made: dict[str, Path] = {}  # models that methods trained, to be evaluated beside the arms
 
     def up_to(self, last: int) -> Result:
+        method = self.plan.file.method
         self.build_corpus()
+        counts = self.result.manifests["corpus"]["counts"]
+        if method:
+            self.plan = self.plan.completed(whole.writing(method, counts["tokens"]))
         if last >= 1 and self.plan.generate:
-            loop.run(self.generate())
+            for line in self.forecast(method):
+                self.reporter.say(line)
+            self.generate()
         if last >= 2 and self.plan.clean and self.plan.generate:
             self.clean()
         if last >= 3 and self.plan.measure:
             self.measure()
+        if method and last >= 4:
+            self.plan = self.plan.completed(self._proof(method, self._kept()))
         if last >= 4 and self.plan.file.mix and not self.result.missed:
             self.mix()
-        if last >= 5 and self.plan.file.train and not self.result.missed:
-            trained = self.finetune(self.train())
+        if last >= 5 and not self.result.missed:
+            trained = self.finetune(self.train()) if self.plan.file.train else {}
             if last >= 6 and self.plan.file.evaluate:
                 self.evaluate(trained)
+        if method:
+            write_json(self.plan.folder / "completed.json", self.plan.file.model_dump(mode="json"))
         return self.result
+
+    def _kept(self) -> int:
+        """Tokens of what was written and kept."""
+        found = self.result.manifests
+        last = (
+            [found["clean"]]
+            if "clean" in found
+            else [m for n, m in found.items() if n.startswith("generate/")]
+        )
+        return sum(int(one["counts"]["tokens"]) for one in last)
+
+    def _proof(self, method: whole.Method, written: int) -> dict[str, Any]:
+        counts = self.result.manifests["corpus"]["counts"]
+        context = context_of(self.plan.file.writer, self.plan.file.chunk_tokens)
+        return whole.proving(method, counts["tokens"], counts["kept"], context, written)
+
+    def forecast(self, method: whole.Method | None = None) -> list[str]:
+        """How long what is not done yet will take, where methods train their own writer; empty if it is done."""
+        own = [stage for stage in self.plan.generate if stage.model is None]
+        todo = [one for one in own if read_manifest(self.plan.folder / "generate" / one.name) is None]
+        counts = self.result.manifests["corpus"]["counts"]
+        file = self.plan.completed(self._proof(method, 10**15)).file if method else self.plan.file
+        arms = None
+        if file.train and file.mix:
+            models = len(file.mix.every_arm) * len(file.train.seeds)
+            arms = Arms(file.train.of_seed(0), file.mix.context, file.mix.tokens, models)
+        work = [
+            one.job.method.work(one.job.config, counts["kept"], counts["tokens"])
+            for one in todo
+            if one.job.method.work
+        ]
+        tokens = sum(one.tuned + one.continued + one.drawn for one in work)
+        if not todo or tokens + (arms.models * arms.tokens if arms else 0) < WORTH_TELLING:
+            return []
+        require_packages()
+        with open_store(self.plan) as store, self.reporter.stage("how long it will take") as progress:
+            texts = [one.text for one in itertools.islice(read_stage(self.corpus), EMBEDDED)]
+            lines = forecast(self.trainer(progress.named, store), work, arms, texts)
+        total = minutes(sum(one.seconds for one in lines))
+        return [f"this will take about {total} on this machine:", *(f"  {line}" for line in lines)]
 
     def build_corpus(self) -> None:
         file = self.plan.file
         with self.reporter.stage("corpus") as progress:
-            self._keep("corpus", build_corpus(
-                file.documents, self.corpus, tokenizer=file.tokenizer, chunk_tokens=file.chunk_tokens,
-                shards=file.shards, progress=progress.named,
-            ))  # fmt: skip
-        self.tokenizer = load_tokenizer(str(self.corpus / "tokenizer.json"))
+            options: dict[str, Any] = {
+                "chunk_tokens": file.chunk_tokens, "shards": file.shards, "hold_out": file.hold_out,
+                "progress": progress.named,
+            }  # fmt: skip
+            manifest = build_corpus(file.documents, self.corpus, tokenizer=file.tokenizer, **options)
+            self._keep("corpus", manifest)
+            own = str(self.corpus / "tokenizer.json")
+            if file.hold_out:
+                build_corpus(file.documents, self.held_out, tokenizer=own, held=True, **options)
+        self.tokenizer = load_tokenizer(own)
 
-    async def generate(self) -> None:
+    def generate(self) -> None:
         with open_store(self.plan) as store:
-            model = open_model(self.plan, store)
-            try:
-                for stage in self.plan.generate:
-                    before = model.traffic.answered
-                    with self.reporter.stage(stage.name, model) as progress:
-                        folder = self.plan.folder / "generate" / stage.name
-                        manifest = await generate(
-                            stage.job, self.corpus, folder, model, self.tokenizer.count, progress
-                        )
-                    self._keep(
-                        f"generate/{stage.name}", manifest | {"requests": model.traffic.answered - before}
-                    )
-                    self._check_failed(stage.name, manifest["counts"])
-            finally:
-                await model.close()
+            for stage in self.plan.generate:
+                before = len(store)
+                folder = self.plan.folder / "generate" / stage.name
+                if stage.model is None:
+                    manifest = self._bootstrap(stage, folder, store)
+                else:
+                    manifest = loop.run(self._ask(stage, stage.model, folder, store))
+                self._keep(f"generate/{stage.name}", manifest | {"requests": len(store) - before})
+                self._check_failed(stage.name, manifest["counts"])
             write_json(self.plan.folder / "ledger.json", ledger(self.plan, store))
+
+    async def _ask(
+        self, stage: GenerateStage, config: ModelConfig, folder: Path, store: ResponseStore
+    ) -> dict[str, Any]:
+        """The method, asking a model at hand."""
+        model = open_model(self.plan, store, config)
+        try:
+            with self.reporter.stage(stage.name, model) as progress:
+                return await generate(stage.job, self.corpus, folder, model, self.tokenizer.count, progress)
+        finally:
+            await model.close()
+
+    def _bootstrap(self, stage: GenerateStage, folder: Path, store: ResponseStore) -> dict[str, Any]:
+        """The method, with a model that it trains."""
+        assert stage.job.method.bootstrap is not None
+        with self.reporter.stage(stage.name) as progress:
+            trainer = self.trainer(progress.named, store)
+            task = Task(
+                stage.name, stage.job, self.corpus, folder, self.plan.folder / "writer" / stage.name,
+                count=self.tokenizer.count, encode=self.tokenizer.encode, decode=self.tokenizer.backend.decode,
+                about=self.reporter.say,
+            )  # fmt: skip
+            manifest = stage.job.method.bootstrap(task, stage.job.config, trainer)
+        self.made |= {name: Path(path) for name, path in manifest.get("models", {}).items()}
+        return manifest
+
+    def trainer(self, progress: Progress, store: ResponseStore) -> Bootstrap:
+        """What trains the models that methods write with."""
+        return Bootstrap(
+            self.plan.file.writer, self.corpus, self.held_out if self.plan.file.hold_out else None,
+            self.plan.folder / "writer", self.plan.file.embeddings,
+            lambda config: open_model(self.plan, store, config), progress,
+        )  # fmt: skip
 
     def clean(self) -> None:
         written = [self.plan.folder / "generate" / stage.name for stage in self.plan.generate]
@@ -235,7 +327,8 @@ class Runner:
             Candidate(arm, seed, manifest["fingerprint"], checkpoint)
             for (arm, seed), (checkpoint, manifest) in trained.items()
         ]
-        candidates += [candidate_at(name, str(path)) for name, path in options.checkpoints.items()]
+        others = self.made | options.checkpoints
+        candidates += [candidate_at(name, str(path)) for name, path in others.items()]
         manifest = loop.run(
             _evaluate(self.plan, options, candidates, self.plan.folder / "evaluate", self.reporter)
         )

@@ -40,6 +40,8 @@ def build_corpus(
     tokenizer: str | int = VOCABULARY,
     chunk_tokens: int | None = None,
     shards: int | None = None,
+    hold_out: float = 0.0,
+    held: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Read an input into a stage's folder; skipped when the same input was built the same way.
@@ -54,13 +56,16 @@ def build_corpus(
             first 50 MB of the corpus (fewer for a corpus below 200 bytes an entry).
         chunk_tokens: cut documents into chunks of at most this many tokens; None leaves them whole.
         shards: number of shards; None: one for every 64 MB of text.
+        hold_out: share of the documents, whole and chosen by their text alone, that is set aside to evaluate on;
+            at least one where it is above 0.
+        held: write the documents that were set aside, instead of the others.
         progress: called with (what is done, how many, of how many or None).
 
     Returns:
         the manifest. `counts`: ``documents_read`` = ``documents_kept`` + ``documents_rejected`` are
         source documents, ``bytes`` their kept UTF-8 text; ``kept`` are rows written (chunks),
         ``tokens`` their tokens. Also `tokenizer` (name, fingerprint, vocab_size), `files`,
-        `skipped_files`.
+        `skipped_files`, and `other_part`: documents on the other side of `hold_out`, not counted as read.
 
     Raises:
         UsageError: from reading, from the tokenizer, or an argument out of range; nothing is written.
@@ -74,12 +79,14 @@ def build_corpus(
             raise UsageError(f"{name} must be at least 1, not {value}")
     given = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else None
     inputs = input_fingerprints(source)
-    config = {
+    config: dict[str, Any] = {
         "input": source.model_dump(),
         "tokenizer": given.fingerprint if given else {"trained": tokenizer},
         "chunk_tokens": chunk_tokens,
         "shards": shards,
     }
+    if hold_out:
+        config |= {"hold_out": hold_out, "held": held}
     stage = Stage(Path(out), config, inputs)
     if stage.manifest:
         return stage.manifest
@@ -88,6 +95,7 @@ def build_corpus(
         try:
             spill = _Spill(Path(folder))
             read = spill.read(source, tell)
+            other = spill.part(hold_out, held)
             spill.scatter(shards or max(1, math.ceil(spill.bytes / SHARD_BYTES)))
         except OSError as error:
             raise Stopped(
@@ -101,10 +109,13 @@ def build_corpus(
             part = stage.part(shard) or _write_shard(stage, spill, shard, used, chunk_tokens)
             written += part["documents_kept"] + part["documents_rejected"]
             tell("shards written", shard + 1, spill.shards)
-    assert written == read, f"{out}: read {read} documents, wrote {written}"
+    assert written + other == read, f"{out}: read {read} documents, wrote {written} and left {other}"
     described = {"name": used.name, "fingerprint": used.fingerprint, "vocab_size": used.vocab_size}
     skipped = [] if is_dataset(source) else find_files(source).skipped
-    return stage.finish(tokenizer=described, shards=spill.shards, files=list(inputs), skipped_files=skipped)
+    return stage.finish(
+        tokenizer=described, shards=spill.shards, files=list(inputs), skipped_files=skipped,
+        **({"other_part": other} if hold_out else {}),
+    )  # fmt: skip
 
 
 def _silent(what: str, done: int, total: int | None) -> None:
@@ -175,6 +186,7 @@ class _Spill:
         self.bytes = 0
         self.shards = 0
         self.counts: list[dict[str, int]] = []
+        self._ids: list[str] = []  # of the good documents, by their text
 
     def read(self, source: Input, progress: Progress) -> int:
         """Copy the input here; returns the number of documents read, good or not."""
@@ -192,9 +204,42 @@ class _Spill:
 
             for document in read_documents(source, add):
                 self.bytes += _size(document)
+                self._ids.append(content_id(document.text))
                 add(document)
         progress("documents read", read, read)
         return read
+
+    def part(self, share: float, held: bool) -> int:
+        """Keep the documents that are held out, or all others; returns how many were left out.
+
+        Rows that are no documents stay with the others.
+
+        Raises:
+            UsageError: too few documents to divide.
+        """
+        if not share:
+            return 0
+        different = sorted(set(self._ids))
+        if len(different) < 2:
+            raise UsageError(
+                f"hold_out needs at least two different documents, there are {len(different)}: give more "
+                "documents, or hold_out: 0"
+            )
+        number = min(len(different) - 1, math.ceil(share * len(different)))
+        chosen = set(different[:number])
+        left, self.bytes = 0, 0
+        rest = self._folder / "rest"
+        with self._all.open(encoding="utf-8") as lines, rest.open("w", encoding="utf-8") as file:
+            for line in lines:
+                document = _parse(line)
+                good = "reason" not in document.metadata
+                if (good and content_id(document.text) in chosen) is held:
+                    file.write(line)
+                    self.bytes += _size(document) if good else 0
+                else:
+                    left += 1
+        rest.replace(self._all)
+        return left
 
     def scatter(self, shards: int) -> None:
         """Divide what was read into shards by a hash of the text."""

@@ -89,15 +89,20 @@ class Evaluate(BaseModel):
         return tuple(one.judge for one in self.sets.values() if isinstance(one, ClaimsSet))
 
 
-def read_sets(options: Evaluate) -> dict[str, Sequence[Any]]:
+def read_sets(options: Evaluate, folder: Path | None = None) -> dict[str, Sequence[Any]]:
     """The items of every set.
+
+    Args:
+        folder: of the run, for sets that are a stage of it; None leaves those empty.
 
     Raises:
         UsageError: an unreadable set; file and line are named.
     """
     found: dict[str, Sequence[Any]] = {}
     for name, one in options.sets.items():
-        if isinstance(one, LikelihoodSet):
+        if isinstance(one, LikelihoodSet) and one.stage is not None:
+            found[name] = [] if folder is None else sets.of_stage(folder / one.stage, one)
+        elif isinstance(one, LikelihoodSet):
             found[name] = sets.read(name, one)
         elif isinstance(one, SampledSet):
             found[name] = sampled.read(name, one)
@@ -115,7 +120,7 @@ async def evaluate(
 
     Args:
         candidates: arms in order, each with all its seeds.
-        out: the stage's folder.
+        out: the stage's folder, in that of the run.
 
     Raises:
         UsageError: an unreadable set, a baseline that is no arm, or a model at a server where weights are needed;
@@ -126,7 +131,7 @@ async def evaluate(
     baseline = options.baseline or arms[0]
     if baseline not in arms:
         raise UsageError(f"evaluate: baseline {baseline!r} is no arm; {nearest(baseline, arms)}")
-    items = read_sets(options)
+    items = read_sets(options, out.parent)
     patterned = [] if options.patterns is None else options.patterns.read()
     config = options.model_dump(mode="json") | {
         "texts": fingerprint(patterned),

@@ -2,7 +2,7 @@
 
     answers   {"question", "answer", "document"}             loss of the answer after the question
     choices   {"question", "options", "answer", "document"}  is the right option the likeliest, and how far?
-    text      {"text"}                                       loss and perplexity of a held-out text
+    text      {"text"}                                       loss and perplexity of a held-out text; also by `stage`
 
 `document` names the document an item is about: items about one document are drawn together for intervals. A
 set is for evaluation only: nothing of it may be trained on (`clean: decontaminate` checks that).
@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leaven.config import PlanPath
+from leaven.document import field_of
 from leaven.errors import UsageError
 from leaven.evaluate.results import Row
+from leaven.stage import read_stage
 
 Kind = Literal["answers", "choices", "text"]
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -35,15 +38,27 @@ class LikelihoodSet(BaseModel):
     """One set scored by likelihood.
 
     Args:
+        path: the file; `stage`: in its place, for texts, ``held_out`` or ``corpus`` of the run.
+        sample: most texts of a stage, drawn at random.
         prompt: what stands before an answer or option; ``{question}`` is replaced.
         by: field of the items whose values are also reported one by one, such as the source of held-out texts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Kind
-    path: PlanPath
+    path: PlanPath | None = None
+    stage: Literal["held_out", "corpus"] | None = None
+    sample: int = Field(2000, ge=1)
     prompt: str = Field(PROMPT, pattern=r"\{question\}")
     by: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> LikelihoodSet:
+        if (self.path is None) == (self.stage is None):
+            raise ValueError("give either path or stage")
+        if self.stage is not None and self.kind != "text":
+            raise ValueError("a stage holds texts; for this kind give a path")
+        return self
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,7 @@ def read(name: str, options: LikelihoodSet) -> list[Item]:
     Raises:
         UsageError: an unreadable file, or a line that is not an item; its number is named.
     """
+    assert options.path is not None
     where = f"evaluate: set {name}: {options.path}"
     found: list[Item] = []
     for place, identifier, unit, row in read_lines(options.path, where, FIELDS[options.kind]):
@@ -139,6 +155,25 @@ def read(name: str, options: LikelihoodSet) -> list[Item]:
         else:
             texts, right = options_of(row, place)
             found.append(Item(identifier, unit, prefix, tuple(f" {text}" for text in texts), right, group))
+    return found
+
+
+def of_stage(folder: Path, options: LikelihoodSet) -> list[Item]:
+    """Texts of a finished stage; intervals draw the documents that they are chunks of.
+
+    Raises:
+        UsageError: `by` names a field that a text does not have.
+    """
+    documents = list(read_stage(folder))
+    if len(documents) > options.sample:
+        chosen = np.random.default_rng(0).permutation(len(documents))[: options.sample]
+        documents = [documents[i] for i in sorted(chosen.tolist())]
+    found: list[Item] = []
+    for one in documents:
+        group = "" if options.by is None else field_of(one, options.by)
+        if options.by is not None and not group:
+            raise UsageError(f"evaluate: {folder}: document {one.id} has no {options.by}")
+        found.append(Item(one.id, str(one.metadata.get("parent", one.id)), "", (one.text,), group=group))
     return found
 
 

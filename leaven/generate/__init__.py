@@ -5,9 +5,10 @@ A method is a module here with
     STEPS               its kinds of requests: prompt, sampling, what a typical answer looks like
     Config              its options, a frozen pydantic model
     expand              async def expand(document, ask, config) -> AsyncIterator[Document]
+    bootstrap, work     where it trains the model it writes with: see `_training.py` (there may be TRAINS_ONLY, too)
 No base class and no registration: a method is found by its file name. Files beginning with an underscore
-are the machinery around them: `_runner.py` runs one over a corpus, `_rehearse.py` tells beforehand what
-that will cost.
+are the machinery around them: `_runner.py` runs one over a corpus, `_training.py` is for those that train their own
+writer, `_rehearse.py` tells beforehand what that will cost.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ Expand = Callable[[Document, Ask, Any], AsyncIterator[Document]]
 
 @dataclass(frozen=True)
 class Method:
-    """A method's module, with its parts by name."""
+    """A method's module, with its parts by name.
+
+    Args:
+        bootstrap, work: where it trains the model it writes with; see `_training.py`.
+        trains_only: it cannot write with any other.
+    """
 
     name: str
     title: str
@@ -39,6 +45,9 @@ class Method:
     Config: type[BaseModel]
     expand: Expand
     source: Path
+    bootstrap: Callable[..., dict[str, Any]] | None = None
+    work: Callable[..., Any] | None = None
+    trains_only: bool = False
 
 
 def method_names() -> list[str]:
@@ -57,4 +66,12 @@ def load_method(name: str) -> Method:
     module = import_module(f"{__name__}.{name}")
     header = module.__doc__ or ""
     source = Path(str(module.__file__))
-    return Method(name, header.splitlines()[0], header, module.STEPS, module.Config, module.expand, source)
+    return Method(
+        name, header.splitlines()[0], header, module.STEPS, module.Config, module.expand, source,
+        getattr(module, "bootstrap", None), getattr(module, "work", None), getattr(module, "TRAINS_ONLY", False),
+    )  # fmt: skip
+
+
+def bootstrapping() -> list[str]:
+    """The methods that need no model but the one they train."""
+    return [name for name in method_names() if load_method(name).bootstrap is not None]

@@ -50,6 +50,8 @@ class Step(BaseModel):
         typical_tokens, typical_ratio: length of a typical answer, as a number of tokens plus a multiple
             of the document's; for planning only, as is
         typical_answer: an answer the method can go on with, where one made from the schema would not do.
+        raw: the model goes on with the document's own text: no heading and no line of dashes around it, and not
+            even white space is stripped from the answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +64,7 @@ class Step(BaseModel):
     typical_tokens: int = 0
     typical_ratio: float = 0.0
     typical_answer: str = ""
+    raw: bool = False
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -221,15 +224,16 @@ class Ask:
             "author": "",
             **self.document.metadata,
         }
-        prompt = self._head + fill(settings.prompt, {**known, **variables})
+        shared = self.document.text if settings.raw else self._head
+        prompt = shared + fill(settings.prompt, {**known, **variables})
         messages: Messages = (("user", prompt),)
         origin = Origin(self.document.id, self.method, step, dict(variables))
         json_schema = _json_schema(schema) if schema else None
-        request = Request(messages, settings.sampling, json_schema, sample, len(self._head), origin)
+        request = Request(messages, settings.sampling, json_schema, sample, len(shared), origin)
         key, answer = await self._model.answer(request, self._priority)
         text, finish = await self._complete(request, key, answer, settings)
         if schema is None:
-            if not text:
+            if not text.strip():
                 raise Rejected("empty answer", f"step {step}, finish reason {finish}", answer.text, key)
             return Reply(text, None, key, finish)
         return await self._validated(request, key, text, finish, schema)
@@ -313,7 +317,7 @@ class Ask:
             raise Rejected("truncated", detail, text, key)
         if finish == "content_filter":
             raise Rejected("content filter", "the server withheld the rest of the answer", text, key)
-        return _THOUGHTS.sub("", text).strip(), finish
+        return (text if settings.raw else _THOUGHTS.sub("", text).strip()), finish
 
     async def _validated(
         self, request: Request, key: str, text: str, finish: str, schema: type[Schema]

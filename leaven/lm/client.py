@@ -130,7 +130,7 @@ class LanguageModel:
                 twin.set_result(answer)
         return key, answer
 
-    async def score(self, text: str) -> list[float]:
+    async def score(self, text: str, priority: int = 0) -> list[float]:
         """Natural log-probabilities of the text's tokens from the second on, in the model's own tokens.
 
         Stored and found again like any answer.
@@ -138,7 +138,7 @@ class LanguageModel:
         Raises:
             Rejected: this text cannot be scored (the backend cannot score at all: then every text).
         """
-        _, answer = await self.answer(scoring(text))
+        _, answer = await self.answer(scoring(text), priority)
         return scores_from_text(answer.text)
 
     async def close(self) -> None:

@@ -147,7 +147,13 @@ class Transformers:
         torch.manual_seed(self.config.seed)
 
     def _encode(self, request: Request) -> list[int]:
-        return encode(self._tokenizer, request.messages, chat=not request.score)
+        tokens = encode(self._tokenizer, request.messages, chat=not request.score)
+        if (
+            not tokens
+        ):  # nothing to go on from: the model is at the beginning of a text, after the mark before it
+            begin = self._tokenizer.bos_token_id
+            tokens = [next(iter(self._stop), 0) if begin is None else begin]
+        return tokens
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()

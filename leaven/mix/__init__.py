@@ -49,15 +49,15 @@ class Source(BaseModel):
     """Documents an arm may take; exactly one of `stage` and `path`.
 
     Args:
-        stage: ``corpus`` (the real documents), ``generate`` (all that was written), ``clean`` (what was
-            kept).
+        stage: ``corpus`` (the real documents), ``held_out`` (real documents set aside), ``generate`` (all that was
+            written), ``clean`` (what was kept).
         path: a run, a stage's folder, or documents in any form that Leaven reads.
         only: lineage fields and the value, or one of the values, that they must have, e.g.
             ``{method: mga, variables.strictness: [base, strict]}``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: str | None = Field(None, pattern="^(corpus|generate|clean)$")
+    stage: str | None = Field(None, pattern="^(corpus|held_out|generate|clean)$")
     path: PlanLocation | None = None
     only: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
 

@@ -180,11 +180,11 @@ def fit(
     from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    _keep_memory()
+    keep_memory()
     check_processes(len(data), options)
     size = options.batch_size // (options.accumulate * processes()[1])
     steps = steps_of(len(data), options)
-    bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and _has_bfloat16())
+    bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and has_bfloat16())
     checkpoints = str(folder / "checkpoints")
     trackers: Any = list(options.trackers) or "none"  # an empty list would ask the environment
     chosen = settings(
@@ -220,7 +220,7 @@ def fit(
     return found | ({} if validation is None else {"validation_loss": lines[-1]["validation_loss"]})
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let the C library keep freed memory: every step needs the same again, and getting it anew from the system
     takes a third of a step on a processor. Does nothing where the library is not glibc."""
     import ctypes
@@ -316,7 +316,8 @@ def _keep_lines(log: Path, steps: int) -> None:
         log.write_text("".join(kept), encoding="utf-8")
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
+    """Whether this machine computes with bfloat16, rather than imitating it."""
     import torch
 
     if torch.cuda.is_available():

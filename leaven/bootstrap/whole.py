@@ -1,0 +1,86 @@
+"""`method: sbp` or `method: self_train` in a plan: a whole experiment with nothing to decide but the documents.
+
+    first(method)              before the corpus is built: how it is cut, what is held out
+    writing(method, tokens)    what is written and how it is filtered, by the size of the corpus
+    proving(method, ...)       the arms that show whether it helped, once it is known how much was kept
+
+Each gives sections of a plan; what the user's plan says itself stands. Real text is repeated and synthetic text is
+not (paper 003, 3.5.1); the arms see the same tokens. Self-training has no arms: its rounds and their control are
+models already, and are evaluated beside the one they began from.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from leaven.bootstrap import sized
+
+Method = Literal["sbp", "self_train"]
+
+CHUNK = 224  # tokens of a document: a paragraph or three
+HOLD_OUT = 0.1
+SHARE = 0.375  # of synthetic tokens: the best of paper 003 at 200B tokens (B.1.2)
+KEPT = 0.6  # share of what a small model writes that is thought to survive the filters
+SEEDS = (0, 1)
+
+
+def first(method: Method) -> dict[str, Any]:
+    """What must be known before the corpus is built."""
+    return {"chunk_tokens": CHUNK, "hold_out": HOLD_OUT}
+
+
+def writing(method: Method, tokens: int, epochs: float | None = None) -> dict[str, Any]:
+    """The sections `generate` and `clean`.
+
+    Args:
+        tokens: of the corpus.
+        epochs: of the corpus in every arm's budget; None by its size.
+    """
+    if method == "self_train":
+        return {"generate": [{"self_train": {"rounds": 3}}]}
+    wanted = SHARE * (epochs or sized(tokens).epochs)  # multiples of the corpus
+    return {
+        "generate": [{"sbp": {"samples": math.ceil(wanted / KEPT)}}],
+        "clean": [{"length": {"min_words": 20}}, "copying", "near_duplicates"],
+    }
+
+
+def proving(method: Method, tokens: int, marks: int, context: int, written: int) -> dict[str, Any]:
+    """The sections `mix`, `train` and `evaluate`.
+
+    Args:
+        tokens: of the corpus, `marks`: end marks in it.
+        context: tokens of a training sequence.
+        written: tokens that were kept of what was written.
+    """
+    size = sized(tokens)
+    sets = {"held": {"kind": "text", "stage": "held_out"}}
+    if method == "self_train":
+        return {
+            "evaluate": {"baseline": "base", "sets": sets | {"corpus": {"kind": "text", "stage": "corpus"}}}
+        }
+    budget = round(size.epochs * (tokens + marks))
+    # A block less than there is, so that rounding to whole blocks never asks for more.
+    share = min(SHARE, max(0.0, written - context) / budget)
+    return {
+        "mix": {
+            "tokens": max(budget, context),
+            "context": context,
+            "sources": {
+                "real": {"stage": "corpus"},
+                "synthetic": {"stage": "clean"},
+                "held": {"stage": "held_out"},
+            },
+            "arms": {
+                "repeat": {"sources": {"real": 1}},
+                "sbp": {"sources": {"real": 1 - share, "synthetic": share}},
+            },
+            "validation": "held",
+        },
+        "train": {
+            "shape": size.shape, "batch_size": size.batch_size, "learning_rate": size.rate, "seeds": list(SEEDS),
+            "save_every": 200,
+        },
+        "evaluate": {"baseline": "repeat", "sets": sets},
+    }  # fmt: skip
