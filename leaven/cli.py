@@ -121,13 +121,15 @@ def plan_(
 def generate(
     method: Annotated[str, typer.Argument(help="a method; see `leaven methods`")],
     corpus: Annotated[str, typer.Argument(help="documents: file, folder, glob or URL")],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="NAME@URL of an OpenAI-compatible server, a checkpoint folder, or a recording (.jsonl)"
-        ),
-    ],
     out: Annotated[Path, typer.Option(help="run folder to write")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="NAME@URL of an OpenAI-compatible server, a checkpoint folder, or a recording (.jsonl); sbp and "
+            "self_train train their own"
+        ),
+    ] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="cut longer documents into chunks")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="option of the method as YAML, e.g. 'triples: 20'")
     ] = None,
@@ -139,8 +141,9 @@ def generate(
     from leaven.run import run as run_plan
 
     value = {
-        "name": out.name, "documents": {"path": corpus}, "model": _model(model), "out": out,
-        "answers": out.parent / "answers", "generate": [{method: _options(option)}],
+        "name": out.name, "documents": {"path": corpus}, "out": out, "answers": out.parent / "answers",
+        "embeddings": out.parent / "embeddings", "chunk_tokens": chunk_tokens,
+        "generate": [{method: _options(option) | ({"model": _model(model)} if model else {})}],
     }  # fmt: skip
     with _interruptible():
         result = run_plan(resolve(value, Path(), "command line"), to="generate", console=Console())
@@ -457,6 +460,10 @@ def _print_estimate(found: Estimate, console: Any) -> None:
         cells = [number if isinstance(number, str) else f"{number:,}" for number in numbers]
         table.add_row(f"{method}/{step}", f"{one.stored:,}", *cells)
     console.print(f"{found.documents:,} documents, {found.corpus_tokens:,} tokens", highlight=False)
+    for line in found.training:
+        console.print(line, highlight=False, soft_wrap=True)
+    if not found.steps:
+        return
     console.print(table)
     prompt = f"{total.prompt:,} prompt tokens ({_share(total) or '0%'} cacheable)"
     line = f"to be sent: {requests:,} requests, {prompt}, {total.completion:,} completion tokens"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Estimate:
         steps: by (method, step).
         tokens_per_second: completion tokens per second seen in the probe, or None without one.
         money: for what is still to be sent, or None without prices.
+        training: lines on how long it takes to train what methods write with, and the arms.
     """
 
     steps: dict[tuple[str, str], StepEstimate]
@@ -46,6 +47,7 @@ class Estimate:
     money: float | None = None
     currency: str = ""
     prices_as_of: str = ""
+    training: list[str] = field(default_factory=list)
 
 
 def estimate(plan: Plan, *, probe: int = 0, console: Console | None = None) -> Estimate:
@@ -60,7 +62,10 @@ def estimate(plan: Plan, *, probe: int = 0, console: Console | None = None) -> E
     with locked(plan.folder):
         runner = Runner(plan, Reporter(plan.folder / "events.jsonl", console or Console(quiet=True)))
         runner.build_corpus()
-        return loop.run(_estimate(plan, runner, probe))
+        lines = runner.complete()
+        found = loop.run(_estimate(runner.plan, runner, probe))
+        found.training = lines
+        return found
 
 
 async def _estimate(plan: Plan, runner: Runner, probe: int) -> Estimate:
@@ -68,32 +73,31 @@ async def _estimate(plan: Plan, runner: Runner, probe: int) -> Estimate:
     assert manifest is not None
     counts = manifest["counts"]
     found = Estimate({}, counts["kept"], counts["tokens"])
-    if not plan.generate:
+    asking = [stage for stage in plan.generate if stage.model is not None]
+    if not asking:
         return found
     with open_store(plan) as store, tempfile.TemporaryDirectory() as scratch:
         if probe:
             found.tokens_per_second = await _probe(plan, runner, store, probe, Path(scratch))
-        model = open_model(plan, store)
-        steps = {stage.job.method.name: stage.job.steps for stage in plan.generate}
+        steps = {stage.job.method.name: stage.job.steps for stage in asking}
         steps |= {"judges": judges.STEPS, "clusters": clusters.STEPS}
         scale = _tokens_per_character(runner.corpus)
-        writer = Rehearsal(model.backend, store, steps, tokens_per_character=scale)
-        rehearsals = {repr(plan.file.model): writer}
-        written: list[Path] = []
-        for stage in plan.generate:
-            with runner.reporter.stage(f"plan {stage.name}") as progress:
-                written.append(Path(scratch) / "rehearsal" / stage.name)
-                count = runner.tokenizer.count
-                await generate(stage.job, runner.corpus, written[-1], writer, count, progress)
-        await model.close()
+        rehearsals: dict[str, Rehearsal] = {}
 
-        def stand_in(config: ModelConfig | None) -> Any:
+        def stand_in(config: ModelConfig | None) -> Rehearsal:
             chosen = config or (plan.file.measure and plan.file.measure.model) or plan.file.model
-            if chosen is not None and repr(chosen) not in rehearsals:
+            assert chosen is not None
+            if repr(chosen) not in rehearsals:
                 other = Rehearsal(chosen.open(), store, steps, tokens_per_character=scale)
                 rehearsals[repr(chosen)] = other
             return rehearsals[repr(chosen)]
 
+        written: list[Path] = []
+        for stage in asking:
+            with runner.reporter.stage(f"plan {stage.name}") as progress:
+                written.append(Path(scratch) / "rehearsal" / stage.name)
+                count = runner.tokenizer.count
+                await generate(stage.job, runner.corpus, written[-1], stand_in(stage.model), count, progress)
         await _rehearse_measures(plan, runner, written, stand_in)
         prices = prices_of(plan)
         for rehearsal in rehearsals.values():
@@ -131,17 +135,20 @@ async def _probe(plan: Plan, runner: Runner, store: ResponseStore, number: int, 
     by_length = sorted((document.metadata["tokens"], document.id) for document in read_stage(runner.corpus))
     number = min(number, len(by_length))
     chosen = {by_length[(2 * i + 1) * len(by_length) // (2 * number)][1] for i in range(number)}
-    model = open_model(plan, store)
-    started = time.monotonic()
-    try:
-        for stage in plan.generate:
+    started, completion = time.monotonic(), 0
+    for stage in plan.generate:
+        if stage.model is None:
+            continue
+        model = open_model(plan, store, stage.model)
+        try:
             with runner.reporter.stage(f"probe {stage.name}", model) as progress:
                 folder = scratch / "probe" / stage.name
                 count = runner.tokenizer.count
                 await generate(stage.job, runner.corpus, folder, model, count, progress, only=chosen)
-    finally:
-        await model.close()
-    return model.traffic.usage.completion / (time.monotonic() - started)
+        finally:
+            await model.close()
+        completion += model.traffic.usage.completion
+    return completion / (time.monotonic() - started)
 
 
 def _tokens_per_character(corpus: Path) -> float:

@@ -131,11 +131,9 @@ class Runner:
     def up_to(self, last: int) -> Result:
         method = self.plan.file.method
         self.build_corpus()
-        counts = self.result.manifests["corpus"]["counts"]
-        if method:
-            self.plan = self.plan.completed(whole.writing(method, counts["tokens"]))
+        lines = self.complete()
         if last >= 1 and self.plan.generate:
-            for line in self.forecast(method):
+            for line in lines:
                 self.reporter.say(line)
             self.generate()
         if last >= 2 and self.plan.clean and self.plan.generate:
@@ -153,6 +151,14 @@ class Runner:
         if method:
             write_json(self.plan.folder / "completed.json", self.plan.file.model_dump(mode="json"))
         return self.result
+
+    def complete(self) -> list[str]:
+        """Say what is to be written where the plan leaves it to the size of the corpus; returns how long that takes."""
+        method = self.plan.file.method
+        if method:
+            counts = self.result.manifests["corpus"]["counts"]
+            self.plan = self.plan.completed(whole.writing(method, counts["tokens"]))
+        return self.forecast(method)
 
     def _kept(self) -> int:
         """Tokens of what was written and kept."""

@@ -36,6 +36,7 @@ from rich.table import Table
 
 from leaven.corpus.embed import Config as EmbedConfig
 from leaven.corpus.embed import Embedder
+from leaven.corpus.tokens import train_tokenizer
 from leaven.document import Document
 from leaven.errors import UsageError
 from leaven.evaluate import Result, read_results
@@ -105,6 +106,7 @@ _SYLLABLES = tuple(
         "a e i o u", "l m n r s th rn nd",
     )
 )  # fmt: skip
+CONTEXT = 128  # tokens: two documents and the line between them
 _SAMPLE = 1000  # written documents whose similarity to their seed is taken
 
 
@@ -292,6 +294,7 @@ def parser() -> argparse.ArgumentParser:
     add("--share", type=float, default=0.5, help="of them synthetic in sbp and random")
     add("--shape", default="1m", help="of every model, the synthesizer as well")
     add("--learning-rate", type=float, default=3e-3, help="of every arm and of the base")
+    add("--batch-size", type=int, default=8, help="of them, in sequences")
     add("--base-epochs", type=float, default=16, help="of the corpus, before the synthesizer is tuned")
     add("--tune-rate", type=float, default=1e-3, help="of the synthesizer, constant")
     add("--tune-epochs", type=int, default=4)
@@ -326,29 +329,33 @@ def plan_of(options: argparse.Namespace, out: Path, samples: int) -> dict[str, A
     arms: dict[str, dict[str, float]] = {
         name: {"real": 1 - options.share, name: options.share} for name in synthesizers
     } | {"repeat": {"real": 1}, "oracle": {"more": 1}}
+    training = {
+        "shape": options.shape, "batch_size": options.batch_size, "learning_rate": options.learning_rate,
+    }  # fmt: skip
     return {
         "name": "concept_world",
         "out": out / "run",
         "answers": options.out / "answers",
         "embeddings": options.out / "embeddings",
         "documents": {"path": str(out / "corpus.jsonl")},
-        "tokenizer": 1024,
+        "tokenizer": str(out / "tokenizer.json"),
+        "max_failed": 1,
         "generate": [
             {"sbp": {
                 "name": name, "random": name == "random", "samples": samples, "threshold": options.threshold,
-                "mideval": None, "steps": {"document": {"max_tokens": 128}},
+                "mideval": None, "steps": {"document": {"max_tokens": 72}},
             }}
             for name in synthesizers
         ],
         "writer": {
             "epochs": options.base_epochs,
-            "context": 256,
-            "pretrain": {"shape": options.shape, "learning_rate": options.learning_rate},
+            "context": CONTEXT,
+            "pretrain": training,
             "tune": {"learning_rate": options.tune_rate, "epochs": options.tune_epochs},
         },
         "mix": {
             "tokens": options.tokens,
-            "context": 256,
+            "context": CONTEXT,
             "sources": {
                 "real": {"stage": "corpus"}, "more": {"path": str(out / "more.jsonl")},
                 **{name: {"path": str(out / "run" / "generate" / name)} for name in synthesizers},
@@ -356,7 +363,7 @@ def plan_of(options: argparse.Namespace, out: Path, samples: int) -> dict[str, A
             "arms": {name: {"sources": arms[name]} for name in options.arms},
         },
         "train": {
-            "shape": options.shape, "batch_size": 16, "learning_rate": options.learning_rate, "seeds": options.seeds,
+            **training, "seeds": options.seeds,
         },
         "evaluate": {
             "baseline": options.arms[0],
@@ -378,6 +385,12 @@ def compare(options: argparse.Namespace, out: Path, per_concept: int, rho: float
     write_rows(out / "corpus.jsonl", document_rows(world.corpus))
     write_rows(out / "held.jsonl", document_rows(world.held))
     write_rows(out / "values.jsonl", questions(world.concepts, 4, options.world_seed))
+    # One for all corpora of a world, so that losses per token compare: nearly every word is one token.
+    every = [
+        draw_document(one, len(ATTRIBUTES) - 1, 1.0, default_rng(i)).text
+        for i, one in enumerate(world.concepts)
+    ]
+    train_tokenizer(every, 2048, out / "tokenizer.json")
     corpus = run(resolve(plan_of(options, out, 1), Path()), to="corpus").manifests["corpus"]["counts"]
     epochs = options.tokens / (corpus["tokens"] + corpus["kept"])
     # A tenth more than is wanted, since documents differ in length; of the written ones some are rejected, too.

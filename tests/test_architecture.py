@@ -20,7 +20,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The rooms of the package. A room may import itself and the rooms left of it, nothing to its right.
 ROOMS = (
     *("errors", "config", "document", "stage", "lm", "corpus", "generate", "clean", "measure", "mix"),
-    *("train", "evaluate", "report", "search", "bootstrap", "plan", "progress", "run", "estimate", "show", "cli"),
+    *(
+        "train",
+        "evaluate",
+        "report",
+        "search",
+        "bootstrap",
+        "plan",
+        "progress",
+        "run",
+        "estimate",
+        "show",
+        "cli",
+    ),
 )
 # Folders beside the package that wire it together or try it; the package knows nothing of them.
 OUTSIDE = {"recipes", "examples", "tests", "benchmarks"}

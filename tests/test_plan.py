@@ -63,7 +63,7 @@ def test_relative_paths_start_at_the_plan(plan_file: Any, tmp_path: Path, monkey
         ),
         ({"model": {**MODEL, "urll": "x"}}, "unknown option 'model.openai.urll'; did you mean 'url'"),
         ({"model": {"backend": "opnai"}}, "model: "),
-        ({"model": None}, "'generate' needs a 'model'"),
+        ({"model": None}, "rephrase needs a 'model'"),
         ({"generate": ["mgaa"]}, "unknown method 'mgaa'; did you mean 'mga'"),
         (
             {"generate": [{"mga": {"strictnes": ["base"]}}]},

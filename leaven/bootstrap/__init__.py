@@ -84,6 +84,7 @@ class Sizes:
 
     Args:
         up_to: for corpora of fewer tokens.
+        step: tokens in one step of training.
         rate: peak learning rate of pretraining.
         tune_rate: of tuning, constant.
     """
@@ -91,7 +92,7 @@ class Sizes:
     up_to: float
     shape: str
     epochs: float
-    batch_size: int
+    step: int
     rate: float
     tune_rate: float
 
@@ -100,16 +101,25 @@ class Sizes:
 # owner's plan will say what to train. Tuning at a tenth of the pretraining rate: the paper's 5e-6 after a peak of
 # 1e-2 is for thousands of steps of a 3B model, and leaves a small one where it was.
 SIZES = (
-    Sizes(2e6, "1m", 8, 16, 3e-3, 1e-3),
-    Sizes(2e7, "3m", 6, 32, 2e-3, 5e-4),
-    Sizes(2e8, "10m", 4, 64, 1e-3, 2e-4),
-    Sizes(math.inf, "30m", 4, 128, 6e-4, 1e-4),
+    Sizes(2e6, "1m", 6, 2048, 3e-3, 1e-3),
+    Sizes(2e7, "3m", 6, 4096, 2e-3, 5e-4),
+    Sizes(2e8, "10m", 4, 16_384, 1e-3, 2e-4),
+    Sizes(math.inf, "30m", 4, 65_536, 6e-4, 1e-4),
 )
+LONG = 1_500_000  # tokens of training from which compiling, half a minute, pays
 
 
 def sized(tokens: int) -> Sizes:
     """What suits a corpus of so many tokens."""
     return next(one for one in SIZES if tokens < one.up_to)
+
+
+def training_of(size: Sizes, tokens: int, context: int) -> dict[str, Any]:
+    """Options of pretraining a model on so many tokens."""
+    return {
+        "shape": size.shape, "batch_size": max(1, size.step // context), "learning_rate": size.rate,
+        "save_every": 200, "compile": tokens >= LONG,
+    }  # fmt: skip
 
 
 def context_of(options: Writer, chunk_tokens: int | None) -> int:
@@ -166,12 +176,14 @@ class Bootstrap:
     def training(self) -> Train:
         """How the base is pretrained; with a checkpoint at hand only its shape matters."""
         if self._options.checkpoint is not None:
-            return Train(checkpoint=self._options.checkpoint, batch_size=self.size.batch_size)
-        given = {
-            "shape": self.size.shape, "batch_size": self.size.batch_size, "learning_rate": self.size.rate,
-            "save_every": 200,
-        }  # fmt: skip
+            return Train(checkpoint=self._options.checkpoint, batch_size=self.batch)
+        given = training_of(self.size, self.tokens, self.context)
         return validated(Train, given | self._options.pretrain, "writer: pretrain")
+
+    @property
+    def batch(self) -> int:
+        """Sequences in one step of training."""
+        return max(1, self.size.step // self.context)
 
     @property
     def pretrains(self) -> bool:
@@ -201,9 +213,10 @@ class Bootstrap:
 
     def tune(self, checkpoint: Path, rows: Sequence[Mapping[str, str]], out: Path) -> Path:
         given = {
-            "batch_size": self.size.batch_size, "learning_rate": self.size.tune_rate, "epochs": 1,
+            "batch_size": self.batch, "learning_rate": self.size.tune_rate, "epochs": 1,
             "schedule": {"name": "constant"}, "save_every": 200,
         }  # fmt: skip
+        # Rows are seldom as long as a context, so that a step has fewer tokens than in pretraining.
         options = validated(Finetune, given | self._options.tune, "writer: tune")
         finetune(checkpoint, options, out, rows, self.progress)
         return out / "model"
@@ -212,7 +225,7 @@ class Bootstrap:
         self, checkpoint: Path, written: Sequence[Document] | None, tokens: int, seed: int, out: Path
     ) -> Path:
         given = {
-            "batch_size": self.size.batch_size, "learning_rate": self.size.rate / 10, "save_every": 200,
+            "batch_size": self.batch, "learning_rate": self.size.rate / 10, "save_every": 200,
             "schedule": {"name": "linear"}, "seed": seed,
         } | self._options.go_on | {"checkpoint": checkpoint}  # fmt: skip
         training = validated(Train, given, "writer: go_on")

@@ -3,8 +3,8 @@
     what is to be done, in tokens --a few steps of each kind, really done here--> seconds by step
 
 The steps are timed on weights without meaning: training in batches of the sizes to come, drawing as many texts at once
-as will be drawn, embedding some documents. What is not foreseen: compiling, reading, cleaning, and texts that are
-longer or shorter than documents of the corpus.
+as will be drawn, embedding some documents. What is not foreseen: reading, cleaning, scoring, and texts that are longer
+or shorter than documents of the corpus.
 """
 
 from __future__ import annotations
@@ -113,13 +113,16 @@ def _model(training: Train, vocabulary: int, context: int) -> Any:
 
 
 def training_speed(training: Train, vocabulary: int, context: int) -> float:
-    """Tokens a second of plain training steps, not compiled."""
+    """Tokens a second of training steps, compiled if the training will be (what was compiled is kept for it)."""
     import torch
 
     from leaven.train.fit import has_bfloat16, keep_memory
 
     keep_memory()
     model = _model(training, vocabulary, context)
+    if training.compile:
+        torch._dynamo.reset()
+        model = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     rows = training.batch_size // training.accumulate
     tokens = torch.randint(vocabulary, (rows, context), device=model.device)

@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from leaven.bootstrap import sized
+from leaven.bootstrap import sized, training_of
 
 Method = Literal["sbp", "self_train"]
 
 CHUNK = 224  # tokens of a document: a paragraph or three
 HOLD_OUT = 0.1
+VOCABULARY = 4096  # half the usual: embeddings are most of a small model
 SHARE = 0.375  # of synthetic tokens: the best of paper 003 at 200B tokens (B.1.2)
 KEPT = 0.6  # share of what a small model writes that is thought to survive the filters
 SEEDS = (0, 1)
@@ -27,7 +28,7 @@ SEEDS = (0, 1)
 
 def first(method: Method) -> dict[str, Any]:
     """What must be known before the corpus is built."""
-    return {"chunk_tokens": CHUNK, "hold_out": HOLD_OUT}
+    return {"chunk_tokens": CHUNK, "hold_out": HOLD_OUT, "tokenizer": VOCABULARY}
 
 
 def writing(method: Method, tokens: int, epochs: float | None = None) -> dict[str, Any]:
@@ -78,9 +79,6 @@ def proving(method: Method, tokens: int, marks: int, context: int, written: int)
             },
             "validation": "held",
         },
-        "train": {
-            "shape": size.shape, "batch_size": size.batch_size, "learning_rate": size.rate, "seeds": list(SEEDS),
-            "save_every": 200,
-        },
+        "train": training_of(size, budget, context) | {"seeds": list(SEEDS)},
         "evaluate": {"baseline": "repeat", "sets": sets},
     }  # fmt: skip

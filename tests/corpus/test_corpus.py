@@ -145,3 +145,45 @@ def test_import_is_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
+
+
+def test_held_out_documents_are_whole_and_in_one_part_only(corpus: Input, tmp_path: Path) -> None:
+    parts = {}
+    for held in (False, True):
+        out = tmp_path / str(held)
+        manifest = build_corpus(corpus, out, tokenizer=300, chunk_tokens=60, hold_out=0.22, held=held)
+        counts, others = manifest["counts"], manifest["other_part"]
+        assert counts["documents_read"] == counts["documents_kept"] + counts["documents_rejected"]
+        assert counts["documents_read"] + others == 23
+        parts[held] = {row.metadata.get("parent", row.id) for row in read_stage(out)}
+        assert counts["documents_kept"] == len(parts[held])
+        assert counts["documents_rejected"] == (0 if held else 3), (
+            "rows that are no documents are read with the rest"
+        )
+    assert len(parts[True]) == 5, "22% of 20, rounded up"
+    assert len(parts[False]) == 15 and not parts[True] & parts[False]
+
+
+def test_what_is_held_out_depends_on_the_texts_alone(corpus: Input, tmp_path: Path) -> None:
+    lines = Path(corpus.path).read_text().splitlines()
+    (tmp_path / "other.jsonl").write_text("\n".join(reversed(lines[:20])))
+    chosen = []
+    for number, path in enumerate((corpus.path, str(tmp_path / "other.jsonl"))):
+        out = tmp_path / f"held-{number}"
+        build_corpus(Input(path=path), out, tokenizer=300, hold_out=0.3, held=True)
+        chosen.append({row.text for row in read_stage(out)})
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 6
+    twins = tmp_path / "twins.jsonl"
+    twins.write_text(
+        "\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(["The bag.", "The sea."] * 3))
+    )
+    build_corpus(Input(path=str(twins)), tmp_path / "t", tokenizer=300, hold_out=0.1, held=True)
+    texts = [row.text for row in read_stage(tmp_path / "t")]
+    assert len(texts) == 3 and len(set(texts)) == 1, "equal texts are on one side"
+
+
+def test_too_few_documents_to_divide(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": "The bag."}))
+    with pytest.raises(UsageError, match="hold_out needs at least two different documents, there are 1"):
+        build_corpus(Input(path=str(tmp_path / "one.jsonl")), tmp_path / "out", hold_out=0.1)
+    assert not (tmp_path / "out").exists()

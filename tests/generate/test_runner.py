@@ -17,7 +17,7 @@ from leaven.stage import read_stage
 
 
 def test_methods_are_found_by_file_name_and_open_with_their_paper() -> None:
-    assert method_names() == ["entigraph", "mga", "rephrase", "sbp"]
+    assert method_names() == ["entigraph", "mga", "rephrase", "sbp", "self_train"]
     for name in method_names():
         method = load_method(name)
         assert "Paper" in method.header and method.steps and method.Config().model_config["frozen"]

@@ -62,3 +62,49 @@ def test_repetition_and_cut_texts_are_rejected_and_counted(tmp_path) -> None:  #
     assert len({one.id for one in (*written, *rejected)}) == 5, "every sample is one row"
     written, rejected, _ = run(tmp_path / "loose", texts, keep_cut=True)
     assert texts[2] in [one.text for one in written] and len(written) + len(rejected) == 5
+
+
+def unit(rows):  # type: ignore[no-untyped-def]
+    found = np.array(rows, dtype=np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_relevance_is_the_probability_to_be_nearer_to_the_own_seed() -> None:
+    rng = np.random.default_rng(0)
+    seeds = unit(rng.normal(size=(40, 16)))
+    own = np.arange(40)
+    faithful = sbp.relevance(seeds, unit(seeds + 0.1 * rng.normal(size=seeds.shape)), own)
+    assert faithful["relevance"] > 0.99 and faithful["similarity"] > 0.8 > abs(faithful["random"])
+    careless = sbp.relevance(seeds, unit(rng.normal(size=(400, 16))), np.tile(own, 10))
+    assert 0.45 < careless["relevance"] < 0.55, "one half is chance"
+    same = sbp.relevance(np.repeat(seeds[:1], 5, axis=0), seeds[:1], np.array([2]))
+    assert same["relevance"] == 0.5, "ties count half"
+    by_hand = np.mean([[seeds[0] @ seeds[0] > seeds[0] @ seeds[j] for j in range(1, 40)]])
+    assert sbp.relevance(seeds, seeds[:1], own[:1])["relevance"] == by_hand == 1
+
+
+def threshold(vectors, **options):  # type: ignore[no-untyped-def]
+    texts = [f"document {i} says {chr(97 + i % 26)}" for i in range(len(vectors))]
+    return sbp.choose_threshold(texts, vectors, sbp.Config(**options))
+
+
+def test_the_threshold_is_the_paper_s_where_it_gives_enough_pairs() -> None:
+    rng = np.random.default_rng(1)
+    centres = unit(rng.normal(size=(20, 32)))
+    near = unit(np.repeat(centres, 5, axis=0) + 0.05 * rng.normal(size=(100, 32)))
+    found, bins = threshold(near)
+    assert found == sbp.THRESHOLD
+    assert sum(one.pairs for one in bins if one.low >= 0.75) == 100 * 4, (
+        "each has the four others of its centre"
+    )
+    far = unit(np.repeat(centres, 5, axis=0) + 0.2 * rng.normal(size=(100, 32)))
+    found, _ = threshold(far, per_document=2.0)
+    cosines = far @ far.T
+    np.fill_diagonal(cosines, -1)
+    assert found < 0.75 and 200 <= (cosines > found).sum() < 210, "as many as asked for, hardly more"
+    assert threshold(far, threshold=0.3)[0] == 0.3, "what the user says stands"
+
+
+def test_fewer_pairs_than_wanted_are_all_taken() -> None:
+    vectors = unit([[1, 0], [0.9, 0.1], [0, 1]])
+    assert threshold(vectors, per_document=50)[0] == -1
