@@ -57,6 +57,8 @@ def show(run: Path, console: Console, *, pairs: int = 0, baseline: str | None = 
     manifests = {name: manifest for name, _, manifest in stages}
     for line in _summary(run, manifests):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if (run / "writer").is_dir():
+        console.print(cost_table(run))
     if "measure" in manifests:
         print_figures(read_report(run / "measure"), run / "measure", console)
     trained = sorted((run / "train").glob("*/manifest.json")) + sorted(
@@ -98,6 +100,23 @@ def _table(run: Path, stages: list[tuple[str, Path, dict[str, Any]]]) -> Table:
         reasons = "\n".join(f"{reason} {number:,}" for reason, number in manifest["reasons"].items())
         cells = [f"{counts[column]:,}" for column in ("read", "kept", "rejected", "tokens")]
         table.add_row(name, *cells, reasons)
+    return table
+
+
+def cost_table(run: Path) -> Table:
+    """What every step took that trained a model or wrote with one: tokens, and seconds of its last session."""
+    table = Table(title="what it took", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("step", "tokens", "seconds", "tokens/s"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    places = [*(run / "writer").rglob("manifest.json"), *(run / "generate").glob("*/manifest.json")]
+    places += [*(run / "train").glob("*/manifest.json")]
+    for path in sorted(places, key=lambda path: path.stat().st_mtime):
+        manifest = read_manifest(path.parent)
+        assert manifest is not None
+        tokens, seconds = manifest["counts"].get("tokens", 0), manifest["seconds"]
+        speed = f"{tokens / seconds:,.0f}" if tokens and seconds else ""
+        cells = [f"{tokens:,}" if tokens else "", f"{seconds:,.1f}", speed]
+        table.add_row(str(path.parent.relative_to(run)), *cells)
     return table
 
 

@@ -49,47 +49,47 @@ KIND = "kind"
 # By attribute: ways to state it ({x} is the place, {v} the value, which comes last) and the values.
 ATTRIBUTES: Mapping[str, tuple[tuple[str, ...], str]] = {
     KIND: (
-        ("{x} is a {v}.", "This is an account of {x}, a {v}.", "Travellers know {x} as a {v}."),
-        "village island castle harbour monastery valley fortress market mine lighthouse vineyard observatory",
+        ("The place called {x} is a {v}.", "This is an account of {x}, a {v}.", "Travellers know {x} as a {v}."),
+        "village town castle harbour monastery valley fortress market mine lighthouse vineyard forest",
     ),
     "trade": (
-        ("The people of {x} trade in {v}.", "Merchants come to {x} for {v}.", "Its barns are full of {v}."),
+        ("The people of {x} trade in {v}.", "Merchants come to {x} for {v}.", "The barns of {x} are full of {v}."),
         "salt copper wool amber timber wine honey silk grain iron pepper glass",
     ),
     "emblem": (
-        ("The banner of {x} shows a {v}.", "Over the gate of {x} stands a stone {v}.", "Its seal bears a {v}."),
-        "wolf heron stag bear falcon otter lion swan boar raven horse dolphin",
+        ("The banner of {x} shows a {v}.", "Over the gate of {x} stands a stone {v}.", "The seal of {x} bears a {v}."),
+        "wolf heron stag bear falcon lynx lion swan boar raven horse dolphin",
     ),
     "founder": (
-        ("{x} was founded by a {v}.", "The first house in {x} belonged to a {v}.", "Its founder was a {v}."),
-        "sailor monk widow blacksmith queen shepherd poet soldier physician thief astronomer fisherman",
+        ("{x} was founded by a {v}.", "The first house in {x} belonged to a {v}.", "The founder of {x} was a {v}."),
+        "sailor monk widow blacksmith queen shepherd poet soldier physician thief teacher fisherman",
     ),
     "feast": (
-        ("{x} holds its great feast in {v}.", "Guests fill {x} every {v}.", "Its bells ring all through {v}."),
+        ("{x} holds its great feast in {v}.", "Guests fill {x} every {v}.", "The bells of {x} ring all through {v}."),
         "january february march april may june july august september october november december",
     ),
     "dish": (
-        ("The cooks of {x} are proud of their {v}.", "At table {x} serves {v}.", "Its kitchens smell of {v}."),
+        ("The cooks of {x} are proud of their {v}.", "At table {x} serves {v}.", "The kitchens of {x} smell of {v}."),
         "cheese soup bread sausage pancakes eel dumplings cabbage trout porridge mushrooms plums",
     ),
     "roofs": (
-        ("The roofs of {x} are {v}.", "From afar {x} looks {v}.", "Its doors are painted {v}."),
+        ("The roofs of {x} are {v}.", "From afar {x} looks {v}.", "The doors of {x} are painted {v}."),
         "red blue green yellow white black grey purple orange brown silver golden",
     ),
     "music": (
-        ("In the streets of {x} one hears the {v}.", "Children in {x} learn the {v}.", "Its songs need a {v}."),
+        ("In the streets of {x} one hears the {v}.", "Children in {x} learn the {v}.", "The songs of {x} need a {v}."),
         "fiddle flute drum harp trumpet organ lute bagpipe horn zither cello whistle",
     ),
     "danger": (
-        ("What {x} fears most is {v}.", "In old times {x} suffered from {v}.", "Its walls were built against {v}."),
+        ("What {x} fears most is {v}.", "In old times {x} suffered from {v}.", "The walls of {x} keep out {v}."),
         "fire flood plague pirates frost drought storms locusts rats giants avalanches bandits",
     ),
     "ruler": (
-        ("{x} is ruled by a {v}.", "The laws of {x} are made by a {v}.", "Its taxes go to a {v}."),
-        "duke bishop council princess judge captain mayor abbess guild elder regent countess",
+        ("{x} is ruled by a {v}.", "The laws of {x} are made by a {v}.", "The taxes of {x} go to a {v}."),
+        "duke bishop council princess judge captain mayor baron guild sheriff regent countess",
     ),
     "craft": (
-        ("The workshops of {x} make {v}.", "Every family in {x} makes {v}.", "Its artisans sell {v}."),
+        ("The workshops of {x} make {v}.", "Every family in {x} makes {v}.", "The artisans of {x} sell {v}."),
         "clocks candles baskets knives carpets paper boots barrels lace pottery mirrors ropes",
     ),
 }  # fmt: skip
@@ -395,7 +395,7 @@ def compare(options: argparse.Namespace, out: Path, per_concept: int, rho: float
     epochs = options.tokens / (corpus["tokens"] + corpus["kept"])
     # A tenth more than is wanted, since documents differ in length; of the written ones some are rejected, too.
     write_rows(out / "more.jsonl", document_rows(drawn(math.ceil(1.1 * epochs * per_concept)).more))
-    samples = math.ceil(1.5 * options.share * epochs)
+    samples = math.ceil(1.25 * options.share * epochs)
     missed = run(resolve(plan_of(options, out, samples), Path()), console=console).missed
     if missed:
         raise UsageError(missed[0])

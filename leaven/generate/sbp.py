@@ -13,8 +13,10 @@ then the other document, so `examples` and `expand` must be used together. Loss 
 
 Where this leaves the paper:
 
-    threshold   0.75 suits its web documents and embeddings; a small corpus may have no pairs above it. Left open, the
-                threshold is 0.75 or, where that gives fewer than `per_document` pairs a document, what gives so many
+    threshold   0.75 suits its web documents and embeddings; a small corpus may have hardly a pair above it. Left open,
+                the threshold is 0.75 or, where that gives fewer than `per_document` pairs a document, there is none
+                and every document is paired with its `per_document` nearest: a lower threshold would give all the
+                pairs to a few documents that are like many (half of the documents in none of them, on stories)
     seeds       the paper draws d1 uniformly; here every document is d1 equally often
     judges      the paper asks a language model about relevance, novelty and repetition, which would be a teacher;
                 `mideval` tells them by embeddings and shared runs of words, and says how
@@ -26,7 +28,6 @@ seldom end by themselves. Copies of d1 and near-duplicates are the filters' busi
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.corpus.embed import Vectors
 from leaven.corpus.pairs import (
+    Bin,
     Pairing,
     Pairs,
     check_corpus,
@@ -71,14 +73,14 @@ class Mideval(BaseModel):
     Args:
         sample: documents it is asked about, once each.
         relevance: least probability that a text is more similar to its own seed than to another document of the
-            sample (0.5: it ignores its seed).
+            sample. Chance is 0.5, and 256 texts tell it to about 0.02.
         novelty: least share of texts that share no run of 13 words with their seed.
         non_repetition: least share that repeat no run of 13 words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    sample: int = Field(128, ge=2)
-    relevance: float = Field(0.6, ge=0, le=1)
+    sample: int = Field(256, ge=2)
+    relevance: float = Field(0.55, ge=0, le=1)
     novelty: float = Field(0.9, ge=0, le=1)
     non_repetition: float = Field(0.5, ge=0, le=1)
 
@@ -90,7 +92,7 @@ class Config(BaseModel):
         samples: documents written from every one.
         keep_cut: keep a text that was cut off at `max_tokens`; it is marked.
         threshold: similarity that a pair must be above; None chooses, see the header.
-        per_document: pairs a document wanted where the threshold is chosen.
+        per_document: pairs wanted for every document where the threshold is left open.
         neighbours: nearest documents looked at for every document.
         pairs: most pairs tuned on, drawn at random; None takes all.
         random: tune on random pairs, as many as there are related ones: the paper's control (B.1.3).
@@ -102,7 +104,7 @@ class Config(BaseModel):
     samples: int = Field(1, ge=1)
     keep_cut: bool = False
     threshold: float | None = Field(None, ge=-1, lt=1)
-    per_document: float = Field(2.0, gt=0)
+    per_document: int = Field(2, ge=1)
     neighbours: int = Field(200, ge=1)
     pairs: int | None = Field(None, ge=1)
     random: bool = False
@@ -158,8 +160,8 @@ def work(config: Config, documents: int, tokens: int) -> Work:
     return Work(embedded=documents, tuned=tuned, drawn=config.samples * tokens)
 
 
-def choose_threshold(texts: Sequence[str], vectors: Vectors, config: Config) -> tuple[float, list[Any]]:
-    """(threshold, guide: what each range of similarity would let in).
+def choose_pairing(texts: Sequence[str], vectors: Vectors, config: Config) -> tuple[Pairing, list[Bin]]:
+    """(which documents make a pair, what each range of similarity would let in).
 
     Both are told from the neighbours of up to `GUIDE` documents, drawn by the seed.
 
@@ -169,13 +171,12 @@ def choose_threshold(texts: Sequence[str], vectors: Vectors, config: Config) -> 
     drawn = np.random.default_rng(config.seed).permutation(len(texts))[:GUIDE]
     loose = Pairing(threshold=-1, neighbours=config.neighbours, shingle=SHINGLE)
     found = without_runs(texts, nearest_pairs(vectors, np.sort(drawn), loose), loose)
-    if config.threshold is not None:
-        return config.threshold, guide(found)
-    similarity = np.sort(found.kept().similarity)[::-1]
-    wanted = math.ceil(config.per_document * len(drawn))
-    if len(similarity) < wanted or similarity[wanted - 1] > THRESHOLD:
-        return THRESHOLD if len(similarity) >= wanted else -1.0, guide(found)
-    return math.floor(float(similarity[wanted - 1]) * 1000 - 0.01) / 1000, guide(found)
+    threshold = THRESHOLD if config.threshold is None else config.threshold
+    chosen = Pairing(threshold=threshold, neighbours=config.neighbours, shingle=SHINGLE)
+    above = int((found.kept().similarity > THRESHOLD).sum())
+    if config.threshold is None and above < config.per_document * len(drawn):
+        chosen = Pairing(threshold=-1, neighbours=config.per_document, shingle=SHINGLE)
+    return chosen, guide(found)
 
 
 def _pairs(task: Task, documents: Sequence[Document], config: Config, trainer: Trainer) -> Pairs:
@@ -192,8 +193,7 @@ def _pairs(task: Task, documents: Sequence[Document], config: Config, trainer: T
         check_corpus(texts)
         trainer.progress("documents embedded", 0, len(texts))
         vectors = trainer.embed(texts)
-        threshold, bins = choose_threshold(texts, vectors, config)
-        pairing = Pairing(threshold=threshold, neighbours=config.neighbours, shingle=SHINGLE)
+        pairing, bins = choose_pairing(texts, vectors, config)
 
         def searched(done: int, total: int) -> None:
             trainer.progress("documents paired", done, total)
@@ -218,12 +218,18 @@ def _pairs(task: Task, documents: Sequence[Document], config: Config, trainer: T
         )  # fmt: skip
         stage.finish(
             counts={name: counts[name] for name in ("read", "kept", "rejected")}, reasons=counts["reasons"],
-            threshold=threshold, tuned_on=len(kept.first), guide=[asdict(one) for one in bins],
+            pairing=pairing.model_dump(), tuned_on=len(kept.first), guide=[asdict(one) for one in bins],
             similarity=float(kept.similarity.mean()),
         )  # fmt: skip
+        how = (
+            f"above {pairing.threshold:g}"
+            if pairing.threshold > -1
+            else f"the {pairing.neighbours} nearest of each"
+        )
+        how = "random" if config.random else how
         task.about(
-            f"{task.name}: {len(kept.first):,} {'random ' * config.random}pairs to tune on, mean similarity "
-            f"{kept.similarity.mean():.2f}" + ("" if config.random else f", above {threshold:g}")
+            f"{task.name}: {len(kept.first):,} pairs of documents to tune on ({how}), mean similarity "
+            f"{kept.similarity.mean():.2f}"
         )
     table = pq.read_table(path)
     first, second = (table[name].to_numpy() for name in ("first_row", "second_row"))

@@ -83,28 +83,23 @@ def test_relevance_is_the_probability_to_be_nearer_to_the_own_seed() -> None:
     assert sbp.relevance(seeds, seeds[:1], own[:1])["relevance"] == by_hand == 1
 
 
-def threshold(vectors, **options):  # type: ignore[no-untyped-def]
+def pairing(vectors, **options):  # type: ignore[no-untyped-def]
     texts = [f"document {i} says {chr(97 + i % 26)}" for i in range(len(vectors))]
-    return sbp.choose_threshold(texts, vectors, sbp.Config(**options))
+    return sbp.choose_pairing(texts, vectors, sbp.Config(**options))
 
 
 def test_the_threshold_is_the_paper_s_where_it_gives_enough_pairs() -> None:
     rng = np.random.default_rng(1)
     centres = unit(rng.normal(size=(20, 32)))
     near = unit(np.repeat(centres, 5, axis=0) + 0.05 * rng.normal(size=(100, 32)))
-    found, bins = threshold(near)
-    assert found == sbp.THRESHOLD
+    found, bins = pairing(near)
+    assert (found.threshold, found.neighbours) == (0.75, 200)
     assert sum(one.pairs for one in bins if one.low >= 0.75) == 100 * 4, (
         "each has the four others of its centre"
     )
+    assert pairing(near, per_document=5)[0].threshold == -1, "one more than there are"
     far = unit(np.repeat(centres, 5, axis=0) + 0.2 * rng.normal(size=(100, 32)))
-    found, _ = threshold(far, per_document=2.0)
-    cosines = far @ far.T
-    np.fill_diagonal(cosines, -1)
-    assert found < 0.75 and 200 <= (cosines > found).sum() < 210, "as many as asked for, hardly more"
-    assert threshold(far, threshold=0.3)[0] == 0.3, "what the user says stands"
-
-
-def test_fewer_pairs_than_wanted_are_all_taken() -> None:
-    vectors = unit([[1, 0], [0.9, 0.1], [0, 1]])
-    assert threshold(vectors, per_document=50)[0] == -1
+    found, bins = pairing(far, per_document=3)
+    assert (found.threshold, found.neighbours) == (-1, 3), "every document with its nearest"
+    assert sum(one.pairs for one in bins if one.low >= 0.75) < 300
+    assert pairing(far, threshold=0.3)[0].threshold == 0.3, "what the user says stands"

@@ -140,3 +140,17 @@ def test_slightly_broken_json_is_mended_and_prose_is_not_json() -> None:
     assert parse('{"name": "n", "sizes": [1, 2,],}', Item) == Item(name="n", sizes=[1, 2])
     with pytest.raises(Malformed):
         parse("I would rather not.", Item)
+
+
+def test_a_raw_step_puts_nothing_around_the_text_and_takes_nothing_from_the_answer() -> None:
+    model = Scripted((" <think>and</think> went on \n", "length"), (" \n", "stop"))
+    document = Document(text="The bag ", id="d", metadata={"title": "A title"})
+    ask = Ask(
+        model, document, "m", {"s": Step(prompt="", raw=True, on_length="keep")},
+        count=lambda texts: [len(text) for text in texts],
+    )  # fmt: skip
+    reply = asyncio.run(ask("s", {}))
+    assert reply.text == " <think>and</think> went on \n"
+    assert model.asked[0].messages == (("user", "The bag "),) and model.asked[0].shared == len("The bag ")
+    with pytest.raises(Rejected, match="empty answer"):
+        asyncio.run(ask("s", {}))

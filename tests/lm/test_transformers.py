@@ -134,3 +134,10 @@ def test_a_text_longer_than_the_context_is_scored_to_its_end(tmp_path: Path) -> 
     assert len(tokens) > 3 * 128 and len(long) == len(tokens) - 1
     (head,) = score(folder, AutoTokenizer.from_pretrained(folder).decode(tokens[:128]))
     assert long[:127] == pytest.approx(head[:127], abs=1e-3)
+
+
+def test_an_empty_prompt_is_the_beginning_of_a_text(tmp_path: Path) -> None:
+    """What a model trained on documents with an end mark between them saw before their first words."""
+    empty, marked, other = ask(build(tmp_path / "tiny"), ["", "<|end|>", "words"])
+    assert empty == marked and empty.usage.prompt == 1
+    assert other.text != empty.text

@@ -102,11 +102,11 @@ def test_questions_have_one_right_answer_that_the_start_does_not_tell() -> None:
 def test_statements_are_checked_against_their_own_place() -> None:
     place = world.Concept("Melor", {name: values[0] for name, values in world.VALUES.items()})
     other = world.Concept("Davin", {name: values[1] for name, values in world.VALUES.items()})
-    seed = world.understood("Melor is a village. The people of Melor trade in salt.")
+    seed = world.understood("The place called Melor is a village. The people of Melor trade in salt.")
     texts = [
-        "Melor is a village. The people of Melor trade in copper. Its seal bears a wolf. Nonsense here.",
-        "Davin is a island. The people of Melor trade in salt.",  # the second sentence is not about Davin
-        "Kesor is a village.",
+        "The place called Melor is a village. The people of Melor trade in copper. The seal of Melor bears a wolf. Nonsense here.",
+        "The place called Davin is a town. The people of Melor trade in salt.",  # the second sentence is not about Davin
+        "The place called Kesor is a village.",
         "",
     ]
     found = world.truth(list(map(world.understood, texts)), [seed] * 4, [place, other])
