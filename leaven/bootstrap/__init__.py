@@ -213,10 +213,10 @@ class Bootstrap:
 
     def tune(self, checkpoint: Path, rows: Sequence[Mapping[str, str]], out: Path) -> Path:
         given = {
-            "batch_size": self.batch, "learning_rate": self.size.tune_rate, "epochs": 1,
+            "batch_size": 2 * self.batch, "learning_rate": self.size.tune_rate, "epochs": 1,
             "schedule": {"name": "constant"}, "save_every": 200,
         }  # fmt: skip
-        # Rows are seldom as long as a context, so that a step has fewer tokens than in pretraining.
+        # Two documents are seldom as long as a context: about as many tokens in a step as in pretraining.
         options = validated(Finetune, given | self._options.tune, "writer: tune")
         finetune(checkpoint, options, out, rows, self.progress)
         return out / "model"

@@ -96,7 +96,7 @@ def steps_of(blocks: int, options: Fitting) -> int:
 
 
 def require_packages() -> None:
-    """Say in one line what is missing, and keep the libraries' own progress bars away.
+    """Say in one line what is missing, and keep the libraries' own progress bars and remarks away.
 
     Raises:
         UsageError: the packages that train are not installed.
@@ -107,6 +107,7 @@ def require_packages() -> None:
     except ImportError as error:
         raise UsageError(f"training needs pip install 'leaven[train]' ({error})") from error
     logging.disable_progress_bar()  # our own progress shows what takes time
+    logging.set_verbosity_error()  # on file systems, on GPUs that are not there: nothing that a user could mend
 
 
 def load_checkpoint(folder: Path, where: str) -> PreTrainedModel:

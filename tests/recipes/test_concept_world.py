@@ -104,8 +104,8 @@ def test_statements_are_checked_against_their_own_place() -> None:
     other = world.Concept("Davin", {name: values[1] for name, values in world.VALUES.items()})
     seed = world.understood("The place called Melor is a village. The people of Melor trade in salt.")
     texts = [
-        "The place called Melor is a village. The people of Melor trade in copper. The seal of Melor bears a wolf. Nonsense here.",
-        "The place called Davin is a town. The people of Melor trade in salt.",  # the second sentence is not about Davin
+        "The place called Melor is a village. Merchants come to Melor for copper. The seal of Melor bears a wolf. Er.",
+        "The place called Davin is a town. The people of Melor trade in salt.",  # not about Davin
         "The place called Kesor is a village.",
         "",
     ]
@@ -119,7 +119,8 @@ def test_statements_are_checked_against_their_own_place() -> None:
 @pytest.mark.slow
 @pytest.mark.torch
 def test_the_whole_comparison_run_small(tmp_path: Path) -> None:
-    small = ["--concepts", 12, "--tokens", 4096, "--seeds", 0, "--base-epochs", 1, "--tune-epochs", 1]
+    # As little as still writes documents that end: the base must have learnt that they do.
+    small = ["--concepts", 12, "--tokens", 4096, "--share", 0.2, "--seeds", 0, "--base-epochs", 60]
     command = [sys.executable, str(RECIPE), "--out", str(tmp_path), *map(str, small), "--rho", "1", "0.5"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
