@@ -42,7 +42,8 @@ def test_its_commands_are_understood(words: list[str]) -> None:
 
 
 def test_its_plan_is_valid() -> None:
-    plan, more = [block for kind, block in BLOCKS if kind == "yaml"]
+    plan, more, own = [block for kind, block in BLOCKS if kind == "yaml"]
+    assert resolve(yaml.safe_load(own), ROOT).file.method == "sbp"
     resolved = resolve(yaml.safe_load(plan), ROOT)
     assert [stage.name for stage in resolved.generate] == ["rephrase", "mga", "entigraph"]
     # The rest names files of the reader's, so that only its options can be checked.

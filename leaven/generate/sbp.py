@@ -73,14 +73,15 @@ class Mideval(BaseModel):
     Args:
         sample: documents it is asked about, once each.
         relevance: least probability that a text is more similar to its own seed than to another document of the
-            sample. Chance is 0.5, and 256 texts tell it to about 0.02.
+            sample. 0.5 is chance, and stops only what ignores its seeds: models of 1M parameters come to 0.55 on
+            stories, and whether that helps training must tell. 256 texts tell it to about 0.02.
         novelty: least share of texts that share no run of 13 words with their seed.
         non_repetition: least share that repeat no run of 13 words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     sample: int = Field(256, ge=2)
-    relevance: float = Field(0.55, ge=0, le=1)
+    relevance: float = Field(0.5, ge=0, le=1)
     novelty: float = Field(0.9, ge=0, le=1)
     non_repetition: float = Field(0.5, ge=0, le=1)
 

@@ -197,14 +197,28 @@ def test_rounds_and_their_control_are_evaluated_beside_the_base(rounds: Path) ->
 
 
 def test_one_word_is_a_whole_experiment(tmp_path: Path) -> None:
-    """`method: sbp`: everything that is trained on, and how, is chosen; what the plan says stands."""
-    value = plan_of(tmp_path, method="sbp", train={"shape": TINY, "seeds": [0]}, hold_out=0.2)
+    """`method: sbp`: all that is written and trained on is chosen; what the plan says itself stands."""
+    value = plan_of(tmp_path, method="sbp", train={"shape": TINY, "seeds": [3]}, hold_out=0.2)
     value["writer"] = WRITER | {"epochs": 1}
-    loaded = resolve(value, Path())
-    with pytest.raises(
-        UsageError, match=r"mideval: relevance of the sample is 0\.\d\d, below 0\.55; tune longer"
-    ):
-        run(loaded)
+    result = run(resolve(value, Path()))
+    completed = json.loads((tmp_path / "run" / "completed.json").read_text())
+    assert completed["hold_out"] == 0.2 and completed["train"]["seeds"] == [3]
+    arms = read_manifest(tmp_path / "run" / "mix")["arms"]  # type: ignore[index]
+    (real,) = arms["repeat"]["sources"]
+    mixed = {one["source"]: one for one in arms["sbp"]["sources"]}
+    assert real["tokens"] == sum(one["tokens"] for one in mixed.values()) and real["epochs"] > 5
+    assert mixed["synthetic"]["epochs"] <= 1, "what was written is never repeated"
+    assert {one.arm for one in read_results(tmp_path / "run" / "evaluate")} == {"repeat", "sbp"}
+    assert result.manifests["clean"]["counts"]["tokens"] >= mixed["synthetic"]["tokens"]
+
+
+def test_a_synthesizer_that_misses_a_bar_writes_nothing_more(tmp_path: Path) -> None:
+    stage = {"sbp": SBP | {"mideval": NO_BAR | {"sample": 16, "relevance": 0.99}}}
+    line = r"mideval: relevance of the sample is 0\.\d\d, below 0\.99; tune longer"
+    with pytest.raises(UsageError, match=line):
+        run(resolve(plan_of(tmp_path, generate=[stage]), Path()))
+    figures = json.loads((tmp_path / "run" / "writer" / "sbp" / "mideval" / "figures.json").read_text())
+    assert figures["relevance"] < 0.99 and figures["texts"] <= 16 * 3
     assert not (tmp_path / "run" / "generate").exists(), "before the large run"
 
 
