@@ -300,15 +300,10 @@ def parser() -> argparse.ArgumentParser:
     add("--shape", default="1m", help="of every model, the synthesizer as well")
     add("--learning-rate", type=float, default=3e-3, help="of every arm and of the base")
     add("--batch-size", type=int, default=8, help="of them, in sequences")
-    add("--base-epochs", type=float, default=36, help="of the corpus, before the synthesizer is tuned")
+    add("--base-tokens", type=int, default=400_000, help="of pretraining, before the synthesizer is tuned")
     add("--tune-rate", type=float, default=1e-3, help="of the synthesizer, constant")
     add("--tune-epochs", type=int, default=4)
-    add(
-        "--threshold",
-        type=float,
-        default=0.691,
-        help="similarity of a pair; in the default world two a document",
-    )
+    add("--threshold", type=float, help="similarity of a pair; default: the two nearest, or all above 0.75")
     add("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--world-seed", type=int, default=0)
@@ -329,11 +324,12 @@ def document_rows(documents: Sequence[Written]) -> Iterator[dict[str, str]]:
         yield {"id": f"{one.concept}-{numbers[one.concept]}", "document": one.concept, "text": one.text}
 
 
-def plan_of(options: argparse.Namespace, out: Path, samples: int) -> dict[str, Any]:
+def plan_of(options: argparse.Namespace, out: Path, samples: int, base_epochs: float = 1) -> dict[str, Any]:
     """The whole comparison in one world, which lies in `out`.
 
     Args:
         samples: documents written from each real one.
+        base_epochs: of the corpus, in pretraining the base.
     """
     synthesizers = [name for name in options.arms if name in ("sbp", "random")]
     arms: dict[str, dict[str, float]] = {
@@ -358,7 +354,7 @@ def plan_of(options: argparse.Namespace, out: Path, samples: int) -> dict[str, A
             for name in synthesizers
         ],
         "writer": {
-            "epochs": options.base_epochs,
+            "epochs": base_epochs,
             "context": CONTEXT,
             "pretrain": training,
             "tune": {"learning_rate": options.tune_rate, "epochs": options.tune_epochs},
@@ -402,11 +398,13 @@ def compare(options: argparse.Namespace, out: Path, per_concept: int, rho: float
     ]
     train_tokenizer(every, 2048, out / "tokenizer.json")
     corpus = run(resolve(plan_of(options, out, 1), Path()), to="corpus").manifests["corpus"]["counts"]
-    epochs = options.tokens / (corpus["tokens"] + corpus["kept"])
+    unique = corpus["tokens"] + corpus["kept"]
+    epochs = options.tokens / unique
     # A tenth more than is wanted, since documents differ in length; of the written ones some are rejected, too.
     write_rows(out / "more.jsonl", document_rows(drawn(math.ceil(1.1 * epochs * per_concept)).more))
     samples = math.ceil(1.25 * options.share * epochs)
-    missed = run(resolve(plan_of(options, out, samples), Path()), console=console).missed
+    plan = plan_of(options, out, samples, options.base_tokens / unique)
+    missed = run(resolve(plan, Path()), console=console).missed
     if missed:
         raise UsageError(missed[0])
     return world

@@ -120,7 +120,7 @@ def test_statements_are_checked_against_their_own_place() -> None:
 @pytest.mark.torch
 def test_the_whole_comparison_run_small(tmp_path: Path) -> None:
     # As little as still writes documents that end: the base must have learnt that they do.
-    small = ["--concepts", 12, "--tokens", 4096, "--share", 0.2, "--seeds", 0, "--base-epochs", 60]
+    small = ["--concepts", 12, "--tokens", 4096, "--share", 0.2, "--seeds", 0, "--base-tokens", 130_000]
     command = [sys.executable, str(RECIPE), "--out", str(tmp_path), *map(str, small), "--rho", "1", "0.5"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
