@@ -15,6 +15,7 @@ import math
 from typing import Any, Literal
 
 from leaven.bootstrap import sized, training_of
+from leaven.errors import UsageError
 
 Method = Literal["sbp", "self_train"]
 
@@ -54,6 +55,9 @@ def proving(method: Method, tokens: int, marks: int, context: int, written: int)
         tokens: of the corpus, `marks`: end marks in it.
         context: tokens of a training sequence.
         written: tokens that were kept of what was written.
+
+    Raises:
+        UsageError: too little was kept to train on.
     """
     size = sized(tokens)
     sets = {"held": {"kind": "text", "stage": "held_out"}}
@@ -61,9 +65,14 @@ def proving(method: Method, tokens: int, marks: int, context: int, written: int)
         return {
             "evaluate": {"baseline": "base", "sets": sets | {"corpus": {"kind": "text", "stage": "corpus"}}}
         }
+    if written < 2 * context:
+        raise UsageError(
+            f"{method}: only {written:,} tokens of what was written were kept, too few to train on; see rejected/ of "
+            "the run's generate and clean stages, and pretrain longer (writer: {epochs: ...}) or give more documents"
+        )
     budget = round(size.epochs * (tokens + marks))
     # A block less than there is, so that rounding to whole blocks never asks for more.
-    share = min(SHARE, max(0.0, written - context) / budget)
+    share = min(SHARE, (written - context) / budget)
     return {
         "mix": {
             "tokens": max(budget, context),
