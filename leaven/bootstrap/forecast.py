@@ -20,7 +20,6 @@ from leaven.train import Train
 from leaven.train.shapes import config_of, shape
 
 STEPS = 3  # of training that are timed, after one that is not
-DRAWN = 32  # tokens drawn of every text
 EMBEDDED = 32  # documents
 
 
@@ -84,8 +83,10 @@ def forecast(trainer: Bootstrap, work: Sequence[Work], arms: Arms | None, texts:
         add("embedding", embedded, "documents", speed)
     trained = training_speed(base, vocabulary, trainer.context)
     add("pretraining", trainer.tokens if trainer.pretrains else 0, "tokens", trained)
-    add("tuning", sum(one.tuned for one in work), "tokens", trained)
-    add("self-training", sum(one.continued for one in work), "tokens", trained)
+    # Later training is of rows of all lengths and never compiled.
+    plain = training_speed(base.model_copy(update={"compile": False}), vocabulary, trainer.context)
+    add("tuning", sum(one.tuned for one in work), "tokens", plain)
+    add("self-training", sum(one.continued for one in work), "tokens", plain)
     drawn = sum(one.drawn for one in work)
     if drawn:
         speed = drawing_speed(base, vocabulary, trainer.context, trainer.batch_size, trainer.dtype)
@@ -141,18 +142,17 @@ def training_speed(training: Train, vocabulary: int, context: int) -> float:
 
 
 def drawing_speed(training: Train, vocabulary: int, context: int, batch_size: int, dtype: str) -> float:
-    """Tokens a second of drawing a batch of texts after prompts of a quarter of the context."""
+    """Tokens a second of drawing a batch of texts: prompts of a third of the context, texts of as much."""
     import torch
 
     from leaven.lm import _sample
 
     model = _model(training, vocabulary, context).to(getattr(torch, dtype)).eval()
-    prompt = [1] * max(1, context // 4)
-    limit = max(1, min(DRAWN, context - len(prompt)))
-    seconds = []
-    for _ in range(2):
-        started = time.monotonic()
+    prompt = [1] * max(1, context // 3)
+    speed = 0.0
+    for limit in (1, max(1, context // 3)):  # the first is not timed: it loads what the second needs
         rows = [_sample.Row(prompt, limit, key) for key in range(batch_size)]
+        started = time.monotonic()
         _sample.draw(model, rows, stop=set(), pad=0, temperature=1.0, top_p=0.9)
-        seconds.append(time.monotonic() - started)
-    return batch_size * limit / min(seconds)
+        speed = batch_size * limit / (time.monotonic() - started)
+    return speed
