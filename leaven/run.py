@@ -249,7 +249,7 @@ class Runner:
                 about=self.reporter.say,
             )  # fmt: skip
             manifest = stage.job.method.bootstrap(task, stage.job.config, trainer)
-        self.made |= {name: Path(path) for name, path in manifest.get("models", {}).items()}
+        self.made |= manifest.pop("checkpoints", {})
         return manifest
 
     def trainer(self, progress: Progress, store: ResponseStore) -> Bootstrap:

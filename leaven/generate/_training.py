@@ -4,7 +4,7 @@
 
 Such a method has, beside the parts every method has,
 
-    bootstrap(task, config, trainer) -> manifest of the finished stage
+    bootstrap(task, config, trainer) -> manifest of the finished stage; `checkpoints` in it, models to evaluate by name
     work(config, documents, tokens) -> Work, told beforehand for a corpus of so many documents and tokens
 
 It knows nothing of how models are trained: whoever runs it (a plan's runner, a recipe) passes a `Trainer` in. Steps

@@ -124,7 +124,7 @@ async def expand(document: Document, ask: Ask, config: Config) -> AsyncIterator[
 
 
 def bootstrap(task: Task, config: Config, trainer: Trainer) -> dict[str, Any]:
-    """All rounds over a corpus; the manifest's `models` holds the checkpoint after each, and the control's.
+    """All rounds over a corpus; returns the manifest and, as `checkpoints`, the models to be evaluated by name.
 
     Raises:
         UsageError: documents too short for the prefix, or a model that writes nothing.
@@ -154,13 +154,11 @@ def bootstrap(task: Task, config: Config, trainer: Trainer) -> dict[str, Any]:
             place = task.work.parent / f"real-{tokens}" / f"round-{number}"
             real = trainer.go_on(real, None, tokens, number, place)
             models[f"real-{number}"] = real
-    if stage.manifest is not None:
-        return stage.manifest
-    return stage.finish(
-        model=f"{task.name}, rounds 0 to {config.rounds - 1}",
-        models={name: str(path) for name, path in models.items()},
-        tokens_in=task.tokens,
-    )
+    manifest = stage.manifest or stage.finish(
+        model=f"{task.name}, rounds 0 to {config.rounds - 1}", tokens_in=task.tokens,
+        models={name: weights_hash(path) for name, path in models.items()},
+    )  # fmt: skip
+    return manifest | {"checkpoints": models}
 
 
 def work(config: Config, documents: int, tokens: int) -> Work:
