@@ -219,7 +219,7 @@ def _pairs(task: Task, documents: Sequence[Document], config: Config, trainer: T
         )  # fmt: skip
         stage.finish(
             counts={name: counts[name] for name in ("read", "kept", "rejected")}, reasons=counts["reasons"],
-            pairing=pairing.model_dump(), tuned_on=len(kept.first), guide=[asdict(one) for one in bins],
+            pairing=pairing.model_dump(), tuned_on=len(kept.first), guide=[_plain(one) for one in bins],
             similarity=float(kept.similarity.mean()),
         )  # fmt: skip
         how = (
@@ -237,6 +237,11 @@ def _pairs(task: Task, documents: Sequence[Document], config: Config, trainer: T
     similarity = table["similarity"].to_numpy()
     none = np.zeros(len(first), dtype=bool)
     return Pairs(first, second, similarity, none, SHINGLE, float(similarity.max()))
+
+
+def _plain(one: Bin) -> dict[str, Any]:
+    """For JSON, which has no nan."""
+    return {name: None if value != value else value for name, value in asdict(one).items()}
 
 
 def mideval(
