@@ -309,6 +309,7 @@ def evaluate(
     """Ask models the same things and say how far apart they are, with intervals."""
     from rich.console import Console
 
+    from leaven.evaluate.results import doubts
     from leaven.run import evaluate as evaluate_models
     from leaven.show import results_table
 
@@ -324,7 +325,10 @@ def evaluate(
         results = evaluate_models(
             named, out, model=_model(model) if model else None, console=console, sets=sets, seed=seed
         )
-    console.print(results_table(results, next(iter(named))))
+    first = next(iter(named))
+    console.print(results_table(results, first))
+    for line in doubts(results, first):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"also in {out / 'results.md'}", highlight=False, soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from leaven.document import Document
 from leaven.errors import UsageError
-from leaven.evaluate.results import Result, arrow, read_results, results_against
+from leaven.evaluate.results import Result, arrow, doubts, read_results, results_against
 from leaven.measure.agreement import Compared
 from leaven.measure.report import Report, demand_lines, footnotes, number, read_report
 from leaven.measure.report import table as figures_table
@@ -81,6 +81,8 @@ def show(run: Path, console: Console, *, pairs: int = 0, baseline: str | None = 
         folder, planned = run / "evaluate", evaluated["baseline"]
         results = read_results(folder) if baseline is None else results_against(folder, baseline)
         console.print(results_table(results, baseline or planned))
+        for line in doubts(results, baseline or planned):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if pairs:
         _print_pairs(run, manifests, console, pairs)
 

@@ -137,6 +137,28 @@ def _side(rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, list[str]]:
     return first, second, list(units.values())
 
 
+def doubts(results: Sequence[Result], baseline: str) -> list[str]:
+    """Differences that look certain over the documents but not over the seeds, one line each.
+
+    Intervals draw documents; where seeds of two arms overlap, another seed might turn the difference round.
+    """
+    base = {(one.set, one.figure): one.seeds for one in results if one.arm == baseline}
+    lines = []
+    for one in results:
+        other = base.get((one.set, one.figure), ())
+        certain = one.apart is not None and one.apart.low * one.apart.high > 0
+        if (
+            certain
+            and len(one.seeds) > 1
+            and max(min(one.seeds), min(other)) <= min(max(one.seeds), max(other))
+        ):
+            lines.append(
+                f"{one.set}, {one.figure}, {one.arm}: intervals draw documents, and the seeds of the two arms overlap; "
+                "more seeds are needed before this difference counts"
+            )
+    return lines
+
+
 def results_markdown(results: Sequence[Result], baseline: str, notes: Iterable[str] = ()) -> str:
     """A table, one line per set, figure and arm; below it what a reader must know."""
     head = f"| set | figure | arm | value | minus {baseline} [95%] | seeds |"
@@ -159,7 +181,7 @@ def results_markdown(results: Sequence[Result], baseline: str, notes: Iterable[s
         f"{name}: {gone} items that some model could not be scored on are left out for all, {items} are in"
         for name, items, gone in sorted(missing)
     ]
-    below = [f"- {note}" for note in (*notes, *left_out)]
+    below = [f"- {note}" for note in (*notes, *left_out, *doubts(results, baseline))]
     return "\n".join([*lines, *([""] if below else []), *below]) + "\n"
 
 

@@ -15,7 +15,7 @@ from leaven.evaluate import Candidate, Evaluate, evaluate
 from leaven.evaluate.harness import Harness
 from leaven.evaluate.likelihood import _windows
 from leaven.evaluate.patterns import Texts
-from leaven.evaluate.results import read_results, results_against, results_markdown, summarise
+from leaven.evaluate.results import doubts, read_results, results_against, results_markdown, summarise
 from leaven.evaluate.sets import LikelihoodSet, read
 from leaven.lm import loop
 from leaven.measure.base import Context
@@ -105,6 +105,24 @@ def test_an_arm_is_the_mean_of_its_seeds_and_differs_from_the_baseline_item_by_i
     assert mga.difference == pytest.approx(-0.75 / 2) and mga.items == 12
     assert mga.apart and mga.apart.low == pytest.approx(mga.apart.high), "every item differs by the same"
     assert mga.apart.units == 4
+
+
+def test_a_difference_that_seeds_may_have_made_is_doubted() -> None:
+    items = [f"{unit}0" for unit in "abcdefgh"]
+
+    def made(arm: str, seed: int, loss: float) -> list[dict[str, Any]]:
+        return rows(arm, seed, {item: (loss + i / 100, 1.0) for i, item in enumerate(items)})
+
+    arms = ["raw", "apart", "mixed", "one"]
+    found = summarise(
+        made("raw", 0, 2.0) + made("raw", 1, 2.2) + made("apart", 0, 1.5) + made("apart", 1, 1.9)
+        + made("mixed", 0, 1.0) + made("mixed", 1, 2.1) + made("one", 0, 2.05), arms, "raw", 0,
+    )  # fmt: skip
+    assert all(one.apart and one.apart.high < 0 for one in found[1:]), (
+        "certain over the documents, all of them"
+    )
+    assert [line.split(":")[0] for line in doubts(found, "raw")] == ["q, loss, mixed"]
+    assert "more seeds are needed" in results_markdown(found, "raw")
 
 
 def test_an_item_that_one_model_lacks_is_left_out_for_all_and_counted() -> None:
