@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -103,7 +103,7 @@ class PlanFile(BaseModel):
         generate: methods in order; an item is a name or ``{name: options}``. Beside the method's own
             options: `steps` (overrides by step), `chunk_tokens` (for this method only), `name` (of the stage
             folder, when a method is used twice), `model` (another than the plan's; for sbp, a synthesizer at hand).
-        method: ``sbp`` or ``self_train``, in place of `generate`: every section that the plan leaves out goes by the
+        method: ``sbp`` or ``self_train``: every section that the plan leaves out, `generate` among them, goes by the
             size of the corpus (`leaven.bootstrap.whole`).
         writer: the model that sbp and self_train train on the corpus to write with; the plan's `model` is never it.
         clean: filters in order; an item is a name or ``{name: options}``.
@@ -174,7 +174,7 @@ class Plan:
     measure: tuple[Measure, ...] = ()
 
     def completed(self, sections: Mapping[str, Any]) -> Plan:
-        """The plan with sections that it left out; its own stand.
+        """The plan with sections and options of sections that it left out; its own stand.
 
         Raises:
             UsageError: they do not go together with its own.
@@ -183,6 +183,11 @@ class Plan:
         own.pop("method", None)
         # Paths are anchored already, the defaults among them too.
         own |= {"out": self.folder, "answers": self.file.answers, "embeddings": self.file.embeddings}
+        for name, section in sections.items():
+            if isinstance(section, Mapping) and isinstance(own.get(name), Mapping):
+                own[name] = {**section, **own[name]}
+                if own[name].get("checkpoint"):  # in place of the shape that was chosen
+                    own[name].pop("shape", None)
         return resolve({**sections, **own}, Path(), f"plan {self.file.name}, completed")
 
 
@@ -205,11 +210,9 @@ def load_plan(path: Path) -> Plan:
 
 def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
     """A plan from a mapping; relative paths in it start at `base`."""
-    if value.get("method") and not value.get("generate"):
+    if value.get("method") in get_args(whole.Method):
         value = {**whole.first(value["method"]), **value}
     file = validated(PlanFile, value, where, base)
-    if file.method and file.generate:
-        raise UsageError(f"{where}: give either 'method', which chooses what is written, or 'generate'")
     file.writer.check(where)
     generate = _generate_stages(file, base, where)
     clean = parse_filters(file.clean, base, f"{where}: clean")

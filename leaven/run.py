@@ -124,12 +124,13 @@ class Runner:
 
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
         self.plan, self.reporter = plan, reporter
+        self._asked = plan  # as the user wrote it: `plan` may have what it leaves to the size of the corpus
         self.result = Result(plan.folder)
         self.corpus, self.held_out = plan.folder / "corpus", plan.folder / "held_out"
         self.made: dict[str, Path] = {}  # models that methods trained, to be evaluated beside the arms
 
     def up_to(self, last: int) -> Result:
-        method = self.plan.file.method
+        method = self._asked.file.method
         self.build_corpus()
         lines = self.complete()
         if last >= 1 and self.plan.generate:
@@ -141,24 +142,39 @@ class Runner:
         if last >= 3 and self.plan.measure:
             self.measure()
         if method and last >= 4:
-            self.plan = self.plan.completed(self._proof(method, self._kept()))
+            self.plan = self._completed(self._kept())
+            self._write_completed()
         if last >= 4 and self.plan.file.mix and not self.result.missed:
             self.mix()
         if last >= 5 and not self.result.missed:
             trained = self.finetune(self.train()) if self.plan.file.train else {}
             if last >= 6 and self.plan.file.evaluate:
                 self.evaluate(trained)
-        if method:
-            write_json(self.plan.folder / "completed.json", self.plan.file.model_dump(mode="json"))
         return self.result
 
     def complete(self) -> list[str]:
-        """Say what is to be written where the plan leaves it to the size of the corpus; returns how long that takes."""
-        method = self.plan.file.method
-        if method:
-            counts = self.result.manifests["corpus"]["counts"]
-            self.plan = self.plan.completed(whole.writing(method, counts["tokens"]))
-        return self.forecast(method)
+        """Fill in what the plan leaves to the size of the corpus; returns how long the run will take."""
+        if self._asked.file.method:
+            self.plan = self._completed(10**15)
+            self._write_completed()
+        return self.forecast()
+
+    def _write_completed(self) -> None:
+        """The plan as it is carried out, to look at and to copy."""
+        write_json(self.plan.folder / "completed.json", self.plan.file.model_dump(mode="json"))
+
+    def _completed(self, written: int) -> Plan:
+        """The user's plan with all sections.
+
+        Args:
+            written: tokens that were kept of what was written, or as many as anybody could want.
+        """
+        method, counts = self._asked.file.method, self.result.manifests["corpus"]["counts"]
+        assert method is not None
+        context = context_of(self._asked.file.writer, self._asked.file.chunk_tokens)
+        sections = whole.writing(method, counts["tokens"])
+        sections |= whole.proving(method, counts["tokens"], counts["kept"], context, written)
+        return self._asked.completed(sections)
 
     def _kept(self) -> int:
         """Tokens of what was written and kept."""
@@ -170,18 +186,12 @@ class Runner:
         )
         return sum(int(one["counts"]["tokens"]) for one in last)
 
-    def _proof(self, method: whole.Method, written: int) -> dict[str, Any]:
-        counts = self.result.manifests["corpus"]["counts"]
-        context = context_of(self.plan.file.writer, self.plan.file.chunk_tokens)
-        return whole.proving(method, counts["tokens"], counts["kept"], context, written)
-
-    def forecast(self, method: whole.Method | None = None) -> list[str]:
+    def forecast(self) -> list[str]:
         """How long what is not done yet will take, where methods train their own writer; empty if it is done."""
         own = [stage for stage in self.plan.generate if stage.model is None]
         todo = [one for one in own if read_manifest(self.plan.folder / "generate" / one.name) is None]
         counts = self.result.manifests["corpus"]["counts"]
-        file = self.plan.completed(self._proof(method, 10**15)).file if method else self.plan.file
-        arms = None
+        file, arms = self.plan.file, None
         if file.train and file.mix:
             models = len(file.mix.every_arm) * len(file.train.seeds)
             arms = Arms(file.train.of_seed(0), file.mix.context, file.mix.tokens, models)
