@@ -125,6 +125,11 @@ def taken_for_real(written: Vectors, real: Vectors) -> float:
     return float(guessed[: len(written)].mean())
 
 
+def diversity(vectors: Vectors) -> float:
+    """1 - mean cosine of all pairs (seed 002, 4.2), of vectors of unit length, shape (n, d)."""
+    return mean_dissimilarity(vectors, np.arange(len(vectors)))[0]
+
+
 def rounds_of(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """(name of the evaluated model, stage, round) of everything that was written."""
     for k in options.prefixes:
@@ -168,12 +173,12 @@ def figures(options: argparse.Namespace) -> list[dict[str, Any]]:
     def row(arm: str, **more: Any) -> None:
         found.append({"model": arm, **_perplexities(results, arm), **more})
 
-    row("base", diversity=mean_dissimilarity(real), taken_for_real=taken_for_real(other, real))
+    row("base", diversity=diversity(real), taken_for_real=taken_for_real(other, real))
     verdicts = {stage: judged(options, stage) for _, stage, _ in rounds_of(options)}
     for arm, stage, number in rounds_of(options):
         vectors = embedder.embed(texts_of(run_folder, stage, number))
         row(
-            arm, diversity=mean_dissimilarity(vectors), taken_for_real=taken_for_real(vectors, real),
+            arm, diversity=diversity(vectors), taken_for_real=taken_for_real(vectors, real),
             judged=verdicts[stage].get(number),
         )  # fmt: skip
     for number in range(1, options.rounds + 1):

@@ -51,7 +51,9 @@ class Writer(BaseModel):
         tune: options of finetuning (`leaven finetune`) that differ, for sbp's pairs.
         go_on: options of training that differ, for the rounds of self_train.
         batch_size: most texts drawn at once.
-        dtype: to draw in; None is bfloat16 where the processor computes with it.
+        dtype: to draw in; None is bfloat16 on a GPU that has it, else float32. In bfloat16 what else is in a batch
+            moves the scores enough to turn a draw now and then, so that a run killed while it writes ends with a few
+            other texts than one that was not; in float32 the texts are the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -246,7 +248,10 @@ class Bootstrap:
     @property
     def dtype(self) -> Literal["float32", "bfloat16", "float16"]:
         """What texts are drawn in."""
-        return self._options.dtype or ("bfloat16" if has_bfloat16() else "float32")
+        import torch
+
+        on_gpu = torch.cuda.is_available() and has_bfloat16()
+        return self._options.dtype or ("bfloat16" if on_gpu else "float32")
 
     def open(self, checkpoint: Path, name: str) -> LanguageModel:
         known = f"{name} {transformers.weights_hash(checkpoint)[:12]}"
