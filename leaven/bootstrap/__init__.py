@@ -103,7 +103,7 @@ class Sizes:
 # owner's plan will say what to train. Tuning at a tenth of the pretraining rate: the paper's 5e-6 after a peak of
 # 1e-2 is for thousands of steps of a 3B model, and leaves a small one where it was.
 SIZES = (
-    Sizes(2e6, "1m", 5, 2048, 3e-3, 1e-3),
+    Sizes(2e6, "1m", 4.5, 2048, 3e-3, 1e-3),
     Sizes(2e7, "3m", 6, 4096, 2e-3, 5e-4),
     Sizes(2e8, "10m", 4, 16_384, 1e-3, 2e-4),
     Sizes(math.inf, "30m", 4, 65_536, 6e-4, 1e-4),

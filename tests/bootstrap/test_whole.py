@@ -206,7 +206,7 @@ def test_one_word_is_a_whole_experiment(tmp_path: Path) -> None:
     arms = read_manifest(tmp_path / "run" / "mix")["arms"]  # type: ignore[index]
     (real,) = arms["repeat"]["sources"]
     mixed = {one["source"]: one for one in arms["sbp"]["sources"]}
-    assert real["tokens"] == sum(one["tokens"] for one in mixed.values()) and real["epochs"] > 4.9
+    assert real["tokens"] == sum(one["tokens"] for one in mixed.values()) and real["epochs"] > 4.4
     assert mixed["synthetic"]["epochs"] <= 1, "what was written is never repeated"
     assert {one.arm for one in read_results(tmp_path / "run" / "evaluate")} == {"repeat", "sbp"}
     assert result.manifests["clean"]["counts"]["tokens"] >= mixed["synthetic"]["tokens"]
