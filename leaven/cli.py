@@ -309,9 +309,8 @@ def evaluate(
     """Ask models the same things and say how far apart they are, with intervals."""
     from rich.console import Console
 
-    from leaven.evaluate.results import doubts
     from leaven.run import evaluate as evaluate_models
-    from leaven.show import results_table
+    from leaven.show import print_results
 
     named = {}
     for one in models:
@@ -325,10 +324,7 @@ def evaluate(
         results = evaluate_models(
             named, out, model=_model(model) if model else None, console=console, sets=sets, seed=seed
         )
-    first = next(iter(named))
-    console.print(results_table(results, first))
-    for line in doubts(results, first):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_results(results, next(iter(named)), console)
     console.print(f"also in {out / 'results.md'}", highlight=False, soft_wrap=True)
 
 

@@ -62,9 +62,9 @@ def estimate(plan: Plan, *, probe: int = 0, console: Console | None = None) -> E
     with locked(plan.folder):
         runner = Runner(plan, Reporter(plan.folder / "events.jsonl", console or Console(quiet=True)))
         runner.build_corpus()
-        lines = runner.complete()
+        runner.complete()
         found = loop.run(_estimate(runner.plan, runner, probe))
-        found.training = lines
+        found.training = runner.forecast()
         return found
 
 

@@ -211,7 +211,7 @@ def load_plan(path: Path) -> Plan:
 def resolve(value: dict[str, Any], base: Path, where: str = "plan") -> Plan:
     """A plan from a mapping; relative paths in it start at `base`."""
     if value.get("method") in get_args(whole.Method):
-        value = {**whole.first(value["method"]), **value}
+        value = {**whole.FIRST, **value}
     file = validated(PlanFile, value, where, base)
     file.writer.check(where)
     generate = _generate_stages(file, base, where)
@@ -317,18 +317,18 @@ def _generate_stages(file: PlanFile, base: Path, where: str) -> list[GenerateSta
         if any(stage.name == name for stage in stages):
             raise UsageError(f"{place}: used twice; give one of them another 'name'")
         model = entry.model
-        if method.bootstrap is None:
+        if method.training is None:
             model = model or file.model
             if model is None:
                 raise UsageError(
                     f"{place} needs a 'model' (backend openai, transformers or replay); without one there are "
                     f"{', '.join(bootstrapping())}, which train their own"
                 )
-        elif model is not None and method.trains_only:
+        elif model is not None and method.training.only:
             raise UsageError(
                 f"{place}: 'model': it writes with the model it trains; set writer: {{checkpoint: ...}}"
             )
-        elif entry.chunk_tokens is not None:
+        elif model is None and entry.chunk_tokens is not None:
             raise UsageError(
                 f"{place}: 'chunk_tokens': set the plan's, so that the model is trained on such chunks"
             )

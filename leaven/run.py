@@ -26,6 +26,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,23 +128,21 @@ class Runner:
         self._asked = plan  # as the user wrote it: `plan` may have what it leaves to the size of the corpus
         self.result = Result(plan.folder)
         self.corpus, self.held_out = plan.folder / "corpus", plan.folder / "held_out"
+        self._opened: list[LanguageModel] = []  # that wrote the present stage
         self.made: dict[str, Path] = {}  # models that methods trained, to be evaluated beside the arms
 
     def up_to(self, last: int) -> Result:
-        method = self._asked.file.method
         self.build_corpus()
-        lines = self.complete()
+        self.complete()
         if last >= 1 and self.plan.generate:
-            for line in lines:
+            for line in self.forecast():
                 self.reporter.say(line)
             self.generate()
         if last >= 2 and self.plan.clean and self.plan.generate:
             self.clean()
         if last >= 3 and self.plan.measure:
             self.measure()
-        if method and last >= 4:
-            self.plan = self._completed(self._kept())
-            self._write_completed()
+        self.complete()
         if last >= 4 and self.plan.file.mix and not self.result.missed:
             self.mix()
         if last >= 5 and not self.result.missed:
@@ -152,53 +151,37 @@ class Runner:
                 self.evaluate(trained)
         return self.result
 
-    def complete(self) -> list[str]:
-        """Fill in what the plan leaves to the size of the corpus; returns how long the run will take."""
-        if self._asked.file.method:
-            self.plan = self._completed(10**15)
-            self._write_completed()
-        return self.forecast()
+    def complete(self) -> None:
+        """Fill in what the plan leaves to the size of the corpus and, once it is known, of what was kept.
 
-    def _write_completed(self) -> None:
-        """The plan as it is carried out, to look at and to copy."""
-        write_json(self.plan.folder / "completed.json", self.plan.file.model_dump(mode="json"))
-
-    def _completed(self, written: int) -> Plan:
-        """The user's plan with all sections.
-
-        Args:
-            written: tokens that were kept of what was written, or as many as anybody could want.
+        The plan as it is carried out is written to ``completed.json``, to look at and to copy.
         """
-        method, counts = self._asked.file.method, self.result.manifests["corpus"]["counts"]
-        assert method is not None
-        context = context_of(self._asked.file.writer, self._asked.file.chunk_tokens)
-        sections = whole.writing(method, counts["tokens"])
-        sections |= whole.proving(method, counts["tokens"], counts["kept"], context, written)
-        return self._asked.completed(sections)
-
-    def _kept(self) -> int:
-        """Tokens of what was written and kept."""
-        found = self.result.manifests
-        last = (
-            [found["clean"]]
-            if "clean" in found
-            else [m for n, m in found.items() if n.startswith("generate/")]
-        )
-        return sum(int(one["counts"]["tokens"]) for one in last)
+        file, counts = self._asked.file, self.result.manifests["corpus"]["counts"]
+        if file.method is None:
+            return
+        cleaned = self.result.manifests.get("clean")
+        written = cleaned["counts"]["tokens"] if cleaned else 10**15  # as many as anybody could want
+        context = context_of(file.writer, file.chunk_tokens)
+        sections = whole.writing(file.method, counts["tokens"])
+        sections |= whole.proving(file.method, counts["tokens"], counts["kept"], context, written)
+        self.plan = self._asked.completed(sections)
+        write_json(self.plan.folder / "completed.json", self.plan.file.model_dump(mode="json"))
 
     def forecast(self) -> list[str]:
         """How long what is not done yet will take, where methods train their own writer; empty if it is done."""
-        own = [stage for stage in self.plan.generate if stage.model is None]
-        todo = [one for one in own if read_manifest(self.plan.folder / "generate" / one.name) is None]
+        done = {
+            one.name for one in self.plan.generate if read_manifest(self.plan.folder / "generate" / one.name)
+        }
+        todo = [one.job for one in self.plan.generate if one.model is None and one.name not in done]
         counts = self.result.manifests["corpus"]["counts"]
         file, arms = self.plan.file, None
         if file.train and file.mix:
             models = len(file.mix.every_arm) * len(file.train.seeds)
             arms = Arms(file.train.of_seed(0), file.mix.context, file.mix.tokens, models)
         work = [
-            one.job.method.work(one.job.config, counts["kept"], counts["tokens"])
+            one.method.training.work(one.config, counts["kept"], counts["tokens"])
             for one in todo
-            if one.job.method.work
+            if one.method.training  # all have it
         ]
         tokens = sum(one.tuned + one.continued + one.drawn for one in work)
         if not todo or tokens + (arms.models * arms.tokens if arms else 0) < WORTH_TELLING:
@@ -227,13 +210,14 @@ class Runner:
     def generate(self) -> None:
         with open_store(self.plan) as store:
             for stage in self.plan.generate:
-                before = len(store)
+                self._opened.clear()
                 folder = self.plan.folder / "generate" / stage.name
                 if stage.model is None:
                     manifest = self._bootstrap(stage, folder, store)
                 else:
                     manifest = loop.run(self._ask(stage, stage.model, folder, store))
-                self._keep(f"generate/{stage.name}", manifest | {"requests": len(store) - before})
+                requests = sum(model.traffic.answered for model in self._opened)
+                self._keep(f"generate/{stage.name}", manifest | {"requests": requests})
                 self._check_failed(stage.name, manifest["counts"])
             write_json(self.plan.folder / "ledger.json", ledger(self.plan, store))
 
@@ -241,7 +225,7 @@ class Runner:
         self, stage: GenerateStage, config: ModelConfig, folder: Path, store: ResponseStore
     ) -> dict[str, Any]:
         """The method, asking a model at hand."""
-        model = open_model(self.plan, store, config)
+        model = self._open(store, config)
         try:
             with self.reporter.stage(stage.name, model) as progress:
                 return await generate(stage.job, self.corpus, folder, model, self.tokenizer.count, progress)
@@ -250,15 +234,15 @@ class Runner:
 
     def _bootstrap(self, stage: GenerateStage, folder: Path, store: ResponseStore) -> dict[str, Any]:
         """The method, with a model that it trains."""
-        assert stage.job.method.bootstrap is not None
+        training = stage.job.method.training
+        assert training is not None
         with self.reporter.stage(stage.name) as progress:
             trainer = self.trainer(progress.named, store)
             task = Task(
                 stage.name, stage.job, self.corpus, folder, self.plan.folder / "writer" / stage.name,
-                count=self.tokenizer.count, encode=self.tokenizer.encode, decode=self.tokenizer.backend.decode,
-                about=self.reporter.say,
+                self.tokenizer, self.reporter.say,
             )  # fmt: skip
-            manifest = stage.job.method.bootstrap(task, stage.job.config, trainer)
+            manifest = training.bootstrap(task, stage.job.config, trainer)
         self.made |= manifest.pop("checkpoints", {})
         return manifest
 
@@ -267,8 +251,12 @@ class Runner:
         return Bootstrap(
             self.plan.file.writer, self.corpus, self.held_out if self.plan.file.hold_out else None,
             self.plan.folder / "writer", self.plan.file.embeddings,
-            lambda config: open_model(self.plan, store, config), progress,
+            partial(self._open, store), progress,
         )  # fmt: skip
+
+    def _open(self, store: ResponseStore, config: ModelConfig) -> LanguageModel:
+        self._opened.append(open_model(self.plan, store, config))
+        return self._opened[-1]
 
     def clean(self) -> None:
         written = [self.plan.folder / "generate" / stage.name for stage in self.plan.generate]

@@ -80,9 +80,7 @@ def show(run: Path, console: Console, *, pairs: int = 0, baseline: str | None = 
     if evaluated is not None:
         folder, planned = run / "evaluate", evaluated["baseline"]
         results = read_results(folder) if baseline is None else results_against(folder, baseline)
-        console.print(results_table(results, baseline or planned))
-        for line in doubts(results, baseline or planned):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_results(results, baseline or planned, console)
     if pairs:
         _print_pairs(run, manifests, console, pairs)
 
@@ -115,7 +113,8 @@ def cost_table(run: Path) -> Table:
     for path in sorted(places, key=lambda path: path.stat().st_mtime):
         manifest = read_manifest(path.parent)
         assert manifest is not None
-        tokens, seconds = manifest["counts"].get("tokens", 0), manifest["seconds"]
+        counts = manifest["counts"]
+        tokens, seconds = counts.get("tokens", 0), counts.get("seconds", manifest["seconds"])
         speed = f"{tokens / seconds:,.0f}" if tokens and seconds else ""
         cells = [f"{tokens:,}" if tokens else "", f"{seconds:,.1f}", speed]
         table.add_row(str(path.parent.relative_to(run)), *cells)
@@ -144,6 +143,13 @@ def recipe_table(arms: Mapping[str, Sequence[Share]]) -> Table:
             )  # fmt: skip
         table.add_row("", "[dim]together[/dim]", "", "", f"{total:,}", "")
     return table
+
+
+def print_results(results: Sequence[Result], baseline: str, console: Console) -> None:
+    """Print what the models know, and what to doubt of it."""
+    console.print(results_table(results, baseline))
+    for line in doubts(results, baseline):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def results_table(results: Sequence[Result], baseline: str) -> Table:

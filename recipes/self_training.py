@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,8 @@ def main() -> None:
     options = parser().parse_args()
     options.out = options.out.resolve()
     console = Console()
+    if find_spec("vl_convert") is None:  # before, not after, the work
+        raise SystemExit("self_training: pictures need the extra 'plot': pip install 'leaven[plot]'")
     try:
         run(resolve(plan_of(options), Path()), console=console)
         rows = figures(options)

@@ -96,7 +96,8 @@ def test_twenty_kills_lose_nothing_and_change_nothing(tmp_path: Path) -> None:
         draw = random.Random(0)
         forbidden: set[str] = set()  # bodies whose answers were on disk at the last kill
         kills = read = 0
-        while kills < 20:
+        while kills < 20 or len(forbidden) < 200:  # a slow machine gets less done between two kills
+            assert kills < 60, "the kills came before the work"
             # At a random place in the work, however fast the machine is just now.
             answered = server.stats().get("answered", 0) + draw.choice([0, 20, draw.randint(1, 60)])
             process = start(plan)
@@ -119,7 +120,6 @@ def test_twenty_kills_lose_nothing_and_change_nothing(tmp_path: Path) -> None:
                 if len(bodies[answer]) == 1:  # two requests may share a short answer such as a score
                     forbidden |= bodies[answer]
         assert finish(plan)[0] == 0
-        assert len(forbidden) > 200, "the kills came before the work"
         assert outputs(plan) == outputs(undisturbed)
     finally:
         server.stop()

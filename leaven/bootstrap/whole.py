@@ -1,6 +1,6 @@
 """`method: sbp` or `method: self_train` in a plan: a whole experiment with nothing to decide but the documents.
 
-    first(method)              before the corpus is built: how it is cut, what is held out
+    FIRST                      before the corpus is built: how it is cut, what is held out
     writing(method, tokens)    what is written and how it is filtered, by the size of the corpus
     proving(method, ...)       the arms that show whether it helped, once it is known how much was kept
 
@@ -19,29 +19,21 @@ from leaven.errors import UsageError
 
 Method = Literal["sbp", "self_train"]
 
-CHUNK = 224  # tokens of a document: a paragraph or three
-HOLD_OUT = 0.1
-VOCABULARY = 4096  # half the usual: embeddings are most of a small model
+FIRST: dict[str, Any] = {
+    "chunk_tokens": 224,  # a paragraph or three
+    "hold_out": 0.1,
+    "tokenizer": 4096,  # half the usual: embeddings are most of a small model
+}
 SHARE = 0.375  # of synthetic tokens: the best of paper 003 at 200B tokens (B.1.2)
 KEPT = 0.95  # share of what is written that survives the filters (.99 on stories); if less does, the arm gets less
 SEEDS = (0, 1)
 
 
-def first(method: Method) -> dict[str, Any]:
-    """What must be known before the corpus is built."""
-    return {"chunk_tokens": CHUNK, "hold_out": HOLD_OUT, "tokenizer": VOCABULARY}
-
-
-def writing(method: Method, tokens: int, epochs: float | None = None) -> dict[str, Any]:
-    """The sections `generate` and `clean`.
-
-    Args:
-        tokens: of the corpus.
-        epochs: of the corpus in every arm's budget; None by its size.
-    """
+def writing(method: Method, tokens: int) -> dict[str, Any]:
+    """The sections `generate` and `clean`, for a corpus of so many tokens."""
     if method == "self_train":
         return {"generate": [{"self_train": {"rounds": 3}}]}
-    wanted = SHARE * (epochs or sized(tokens).epochs)  # multiples of the corpus
+    wanted = SHARE * sized(tokens).epochs  # multiples of the corpus
     return {
         "generate": [{"sbp": {"samples": math.ceil(wanted / KEPT)}}],
         "clean": [{"length": {"min_words": 20}}, "copying", "near_duplicates"],

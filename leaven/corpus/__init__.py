@@ -186,7 +186,6 @@ class _Spill:
         self.bytes = 0
         self.shards = 0
         self.counts: list[dict[str, int]] = []
-        self._ids: list[str] = []  # of the good documents, by their text
 
     def read(self, source: Input, progress: Progress) -> int:
         """Copy the input here; returns the number of documents read, good or not."""
@@ -204,7 +203,6 @@ class _Spill:
 
             for document in read_documents(source, add):
                 self.bytes += _size(document)
-                self._ids.append(content_id(document.text))
                 add(document)
         progress("documents read", read, read)
         return read
@@ -219,7 +217,9 @@ class _Spill:
         """
         if not share:
             return 0
-        different = sorted(set(self._ids))
+        with self._all.open(encoding="utf-8") as lines:
+            every = map(_parse, lines)
+            different = sorted({content_id(one.text) for one in every if "reason" not in one.metadata})
         if len(different) < 2:
             raise UsageError(
                 f"hold_out needs at least two different documents, there are {len(different)}: give more "

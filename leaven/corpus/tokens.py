@@ -52,6 +52,10 @@ class Tokenizer:
         """Token ids of one text."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
+        return str(self.backend.decode(ids))
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, on all cores, holding a few megabytes of text at once."""
         counts: list[int] = []

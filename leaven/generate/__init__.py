@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -26,17 +26,28 @@ from leaven.document import Document
 from leaven.errors import UsageError, nearest
 from leaven.lm.ask import Ask, Step
 
+if TYPE_CHECKING:
+    from leaven.generate._training import Work
+
 Expand = Callable[[Document, Ask, Any], AsyncIterator[Document]]
 
 
 @dataclass(frozen=True)
-class Method:
-    """A method's module, with its parts by name.
+class Training:
+    """What a method has that trains the model it writes with; see `_training.py`.
 
     Args:
-        bootstrap, work: where it trains the model it writes with; see `_training.py`.
-        trains_only: it cannot write with any other.
+        only: it cannot write with any other model.
     """
+
+    bootstrap: Callable[..., dict[str, Any]]
+    work: Callable[..., Work]
+    only: bool
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's module, with its parts by name; `training` where it trains the model it writes with."""
 
     name: str
     title: str
@@ -45,9 +56,7 @@ class Method:
     Config: type[BaseModel]
     expand: Expand
     source: Path
-    bootstrap: Callable[..., dict[str, Any]] | None = None
-    work: Callable[..., Any] | None = None
-    trains_only: bool = False
+    training: Training | None = None
 
 
 def method_names() -> list[str]:
@@ -66,12 +75,13 @@ def load_method(name: str) -> Method:
     module = import_module(f"{__name__}.{name}")
     header = module.__doc__ or ""
     source = Path(str(module.__file__))
-    return Method(
-        name, header.splitlines()[0], header, module.STEPS, module.Config, module.expand, source,
-        getattr(module, "bootstrap", None), getattr(module, "work", None), getattr(module, "TRAINS_ONLY", False),
-    )  # fmt: skip
+    training = None
+    if hasattr(module, "bootstrap"):
+        training = Training(module.bootstrap, module.work, getattr(module, "TRAINS_ONLY", False))
+    title = header.splitlines()[0]
+    return Method(name, title, header, module.STEPS, module.Config, module.expand, source, training)
 
 
 def bootstrapping() -> list[str]:
     """The methods that need no model but the one they train."""
-    return [name for name in method_names() if load_method(name).bootstrap is not None]
+    return [name for name in method_names() if load_method(name).training is not None]

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from leaven.corpus.embed import Vectors
+from leaven.corpus.tokens import Tokenizer
 from leaven.document import Document
-from leaven.generate._runner import Count, Job, Model, generate
+from leaven.generate._runner import Job, Model, generate
 from leaven.lm import loop
 from leaven.stage import read_manifest, read_stage
 
@@ -89,7 +90,7 @@ class Task:
         name: of the stage.
         corpus: the finished corpus stage.
         out: the stage's folder to write; `work`: folder of the steps before it.
-        count, encode, decode: token counts of texts, ids of a text, and back, by the corpus's tokenizer.
+        tokenizer: the corpus's.
         about: called with a line that a person should see.
     """
 
@@ -98,9 +99,7 @@ class Task:
     corpus: Path
     out: Path
     work: Path
-    count: Count
-    encode: Callable[[str], list[int]]
-    decode: Callable[[list[int]], str]
+    tokenizer: Tokenizer
     about: Callable[[str], None]
 
     def documents(self) -> list[Document]:
@@ -134,7 +133,7 @@ class Task:
             model = trainer.open(checkpoint, self.name)
             try:
                 return await generate(
-                    self.job, self.corpus, out or self.out, model, self.count,
+                    self.job, self.corpus, out or self.out, model, self.tokenizer.count,
                     lambda done, total: trainer.progress("writing", done, total), only,
                 )  # fmt: skip
             finally:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from leaven.corpus.embed import Vectors
+from leaven.corpus.neighbours import Rows
 from leaven.corpus.pairs import (
     Bin,
     Pairing,
-    Pairs,
     check_corpus,
     find_pairs,
     guide,
@@ -84,6 +85,14 @@ class Mideval(BaseModel):
     relevance: float = Field(0.5, ge=0, le=1)
     novelty: float = Field(0.9, ge=0, le=1)
     non_repetition: float = Field(0.5, ge=0, le=1)
+
+
+# What to change where a figure is below its bar.
+LIMITS = {
+    "relevance": "tune longer (writer: tune: epochs) or on more pairs (per_document)",
+    "novelty": "tune on less similar pairs, or for fewer epochs",
+    "non_repetition": "pretrain longer (writer: epochs) or a larger model",
+}
 
 
 class Config(BaseModel):
@@ -145,9 +154,9 @@ def bootstrap(task: Task, config: Config, trainer: Trainer) -> dict[str, Any]:
             be in vain.
     """
     documents = task.documents()
-    pairs = _pairs(task, documents, config, trainer)
+    first, second = _pairs(task, documents, config, trainer)
     base = trainer.pretrained()
-    rows = list(examples(documents, pairs.first, pairs.second))
+    rows = list(examples(documents, first, second))
     synthesizer = trainer.tune(base, rows, task.work / "tune")
     if config.mideval is not None:
         mideval(task, documents, config.mideval, synthesizer, trainer, config.seed)
@@ -180,63 +189,64 @@ def choose_pairing(texts: Sequence[str], vectors: Vectors, config: Config) -> tu
     return chosen, guide(found)
 
 
-def _pairs(task: Task, documents: Sequence[Document], config: Config, trainer: Trainer) -> Pairs:
-    """The pairs to tune on, from ``pairs.parquet`` if they were found before."""
-    import pyarrow as pa
+def _pairs(task: Task, documents: Sequence[Document], config: Config, trainer: Trainer) -> tuple[Rows, Rows]:
+    """Numbers of the documents of each pair to tune on, from ``pairs.parquet`` if they were found before."""
     import pyarrow.parquet as pq
 
-    options = config.model_dump(mode="json", include={"threshold", "per_document", "neighbours", "pairs"})
-    options |= {"random": config.random, "seed": config.seed, "embedding": trainer.embedding}
+    options = config.model_dump(mode="json", include=_PAIRING) | {"embedding": trainer.embedding}
     stage = Stage(task.work / "pairs", {"pairing": options}, {"corpus": task.fingerprint})
     path = stage.folder / "pairs.parquet"
     if stage.manifest is None:
-        texts = [one.text for one in documents]
-        check_corpus(texts)
-        trainer.progress("documents embedded", 0, len(texts))
-        vectors = trainer.embed(texts)
-        pairing, bins = choose_pairing(texts, vectors, config)
-
-        def searched(done: int, total: int) -> None:
-            trainer.progress("documents paired", done, total)
-
-        found = find_pairs(texts, vectors, pairing, searched)
-        if config.random:
-            found = random_pairs(texts, vectors, len(found.kept().first), pairing, config.seed)
-        counts = found.counts()
-        kept = found.kept()
-        if config.pairs is not None and config.pairs < len(kept.first):
-            rng = np.random.default_rng([config.seed, 1])
-            kept = kept.take(np.sort(rng.choice(len(kept.first), config.pairs, replace=False)))
-        stage.prepare(rows=False)
-        names = [documents[i].id for i in range(len(documents))]
-        pq.write_table(
-            pa.table({
-                "first": [names[i] for i in kept.first.tolist()], "first_row": kept.first,
-                "second": [names[i] for i in kept.second.tolist()], "second_row": kept.second,
-                "similarity": kept.similarity,
-            }),
-            path,
-        )  # fmt: skip
-        stage.finish(
-            counts={name: counts[name] for name in ("read", "kept", "rejected")}, reasons=counts["reasons"],
-            pairing=pairing.model_dump(), tuned_on=len(kept.first), guide=[_plain(one) for one in bins],
-            similarity=float(kept.similarity.mean()),
-        )  # fmt: skip
-        how = (
-            f"above {pairing.threshold:g}"
-            if pairing.threshold > -1
-            else f"the {pairing.neighbours} nearest of each"
-        )
-        how = "random" if config.random else how
-        task.about(
-            f"{task.name}: {len(kept.first):,} pairs of documents to tune on ({how}), mean similarity "
-            f"{kept.similarity.mean():.2f}"
-        )
+        _find_pairs(task, stage, path, documents, config, trainer)
     table = pq.read_table(path)
-    first, second = (table[name].to_numpy() for name in ("first_row", "second_row"))
-    similarity = table["similarity"].to_numpy()
-    none = np.zeros(len(first), dtype=bool)
-    return Pairs(first, second, similarity, none, SHINGLE, float(similarity.max()))
+    return table["first_row"].to_numpy(), table["second_row"].to_numpy()
+
+
+_PAIRING = {
+    "threshold",
+    "per_document",
+    "neighbours",
+    "pairs",
+    "random",
+    "seed",
+}  # options that decide the pairs
+
+
+def _find_pairs(
+    task: Task, stage: Stage, path: Path, documents: Sequence[Document], config: Config, trainer: Trainer
+) -> None:
+    """Find the pairs and write them, with the guide to the threshold in the manifest."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [one.text for one in documents]
+    check_corpus(texts)
+    vectors = trainer.embed(texts)
+    pairing, bins = choose_pairing(texts, vectors, config)
+    found = find_pairs(texts, vectors, pairing, partial(trainer.progress, "documents paired"))
+    how = (
+        f"above {pairing.threshold:g}"
+        if pairing.threshold > -1
+        else f"the {pairing.neighbours} nearest of each"
+    )
+    if config.random:
+        found, how = random_pairs(texts, vectors, len(found.kept().first), pairing, config.seed), "random"
+    counts, kept = found.counts(), found.kept()
+    if config.pairs is not None and config.pairs < len(kept.first):
+        rng = np.random.default_rng([config.seed, 1])
+        kept = kept.take(np.sort(rng.choice(len(kept.first), config.pairs, replace=False)))
+    stage.prepare(rows=False)
+    columns: dict[str, Any] = {"similarity": kept.similarity}
+    for name, rows in (("first", kept.first), ("second", kept.second)):
+        columns |= {name: [documents[i].id for i in rows.tolist()], f"{name}_row": rows}
+    pq.write_table(pa.table(columns), path)
+    similarity = float(kept.similarity.mean())
+    stage.finish(
+        counts={name: counts[name] for name in ("read", "kept", "rejected")}, reasons=counts["reasons"],
+        pairing=pairing.model_dump(), tuned_on=len(kept.first), guide=[_plain(one) for one in bins],
+        similarity=similarity,
+    )  # fmt: skip
+    task.about(f"{task.name}: {len(kept.first):,} pairs to tune on ({how}), mean similarity {similarity:.2f}")
 
 
 def _plain(one: Bin) -> dict[str, Any]:
@@ -296,13 +306,6 @@ def mideval(
                 f"{getattr(options, name):g}; {mend}, or lower mideval: {name} to go on; the texts are in {folder}"
             )
     return figures
-
-
-LIMITS = {
-    "relevance": "tune longer (writer: tune: epochs) or on more pairs (per_document)",
-    "novelty": "tune on less similar pairs, or for fewer epochs",
-    "non_repetition": "pretrain longer (writer: epochs) or a larger model",
-}
 
 
 def relevance(seeds: Vectors, texts: Vectors, owners: NDArray[np.int64]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -130,9 +131,9 @@ def bootstrap(task: Task, config: Config, trainer: Trainer) -> dict[str, Any]:
         UsageError: documents too short for the prefix, or a model that writes nothing.
     """
     documents = task.documents()
-    encoded = [task.encode(one.text) for one in documents]
+    encoded = [task.tokenizer.encode(one.text) for one in documents]
     tokens = config.tokens or task.tokens
-    next(prefixes(documents, encoded, task.decode, config.prefix, [0]))  # whether there are any
+    next(prefixes(documents, encoded, task.tokenizer.decode, config.prefix, [0]))  # whether there are any
     checkpoint = real = trainer.pretrained()
     models = {"base": checkpoint}
     identity = weights_hash(checkpoint)
@@ -141,11 +142,13 @@ def bootstrap(task: Task, config: Config, trainer: Trainer) -> dict[str, Any]:
         stage.prepare()
     for number in range(1, config.rounds + 1):
         if stage.manifest is None and stage.part(number - 1) is None:
-            drawn = prefixes(documents, encoded, task.decode, config.prefix, [config.seed, number])
+            drawn = prefixes(documents, encoded, task.tokenizer.decode, config.prefix, [config.seed, number])
+            started = time.monotonic()
             kept, rejected = loop.run(_write(task, config, trainer, checkpoint, number, drawn, tokens))
             stage.write(
                 number - 1, kept, rejected, read=len(kept) + len(rejected),
                 documents_read=len(documents) if number == 1 else 0, documents_rejected=0,
+                seconds=round(time.monotonic() - started, 3),  # without the training between two rounds
             )  # fmt: skip
         written = list(read_parquet(stage.folder / "data" / f"{number - 1:05d}.parquet"))
         checkpoint = trainer.go_on(checkpoint, written, tokens, number, task.work / f"round-{number}")
@@ -205,7 +208,7 @@ async def _write(
             rejected += others
     finally:
         await model.close()
-    for row, count in zip(kept, task.count([row.text for row in kept]), strict=True):
+    for row, count in zip(kept, task.tokenizer.count([row.text for row in kept]), strict=True):
         row.metadata["tokens"] = count
     return kept, rejected
 
@@ -224,7 +227,7 @@ async def _one(
         task.job.method.name,
         task.job.steps,
         priority=prefix.metadata["number"],
-        count=task.count,
+        count=task.tokenizer.count,
     )
     return [row async for row in expand(prefix, ask, config)], ask.rejected
 

@@ -148,9 +148,7 @@ class Transformers:
 
     def _encode(self, request: Request) -> list[int]:
         tokens = encode(self._tokenizer, request.messages, chat=not request.score)
-        if (
-            not tokens
-        ):  # nothing to go on from: the model is at the beginning of a text, after the mark before it
+        if not tokens:  # nothing to go on from: as after the mark before a text
             begin = self._tokenizer.bos_token_id
             tokens = [next(iter(self._stop), 0) if begin is None else begin]
         return tokens

@@ -81,6 +81,6 @@ def test_it_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pyte
     ]
     counts = corpus["counts"]
     assert f"embedding {counts['kept']:,} documents" in lines[0]
-    context = 2 * whole.CHUNK + 64
+    context = 2 * whole.FIRST["chunk_tokens"] + 64
     assert f"{3 * (counts['tokens'] + counts['kept']) // context * context:,} tokens" in lines[1]
     assert "training 6 models," in lines[4], "two arms and three seeds"

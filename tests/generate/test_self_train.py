@@ -113,13 +113,26 @@ class Talker(Scripted):
         )
 
 
+class Letters:
+    """Of a tokenizer, what writing needs: a letter is a token, but a budget counts words."""
+
+    def encode(self, text: str) -> list[int]:
+        return letters(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return spelled(ids)
+
+    def count(self, texts: list[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+
 def write(tmp_path: Path, tokens: int, **options: Any) -> tuple[list[Document], list[Document], Talker]:
     method, config = load_method("self_train"), Config(**options)
     talker = Talker()
     texts = ["the bag fell into the sea", "nobody saw it fall that day"]
     task = Task(
         "self_train", Job(method, config, method.steps), tmp_path, tmp_path / "out", tmp_path / "work",
-        count=lambda texts: [len(text.split()) for text in texts], encode=letters, decode=spelled, about=print,
+        Letters(), print,  # type: ignore[arg-type]
     )  # fmt: skip
 
     class Opener:
