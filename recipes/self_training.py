@@ -153,9 +153,12 @@ def judged(options: argparse.Namespace, stage: str) -> dict[int, tuple[float, fl
     )  # fmt: skip
     values = {(one.column, one.name): one.value for one in report.figures}
     names = ("pairwise_win", "pairwise_tie", "pairwise_loss")
+    columns = {one.column for one in report.figures} - {"all"} or {
+        "all"
+    }  # a single round has no columns of its own
     return {
-        number: tuple(values.get((str(number), one), float("nan")) for one in names)  # type: ignore[misc]
-        for number in range(1, options.rounds + 1)
+        1 if column == "all" else int(column): tuple(values[column, one] for one in names)  # type: ignore[misc]
+        for column in columns
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from server import Server
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 pytestmark = pytest.mark.torch
@@ -28,9 +29,10 @@ def test_a_classifier_tells_what_can_be_told() -> None:
 
 
 @pytest.mark.slow
-def test_rounds_are_made_evaluated_and_drawn(tmp_path: Path) -> None:
+def test_rounds_are_made_evaluated_judged_and_drawn(tmp_path: Path, server: Server) -> None:
     small = ["--tokens", "3000", "--epochs", "0.1", "--rounds", "2", "--prefixes", "0", "3", "--tiers", "low"]
     command = [sys.executable, str(RECIPES / "self_training.py"), "--out", str(tmp_path), *small]
+    command += ["--judge", f"any@{server.url}"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
@@ -38,4 +40,7 @@ def test_rounds_are_made_evaluated_and_drawn(tmp_path: Path) -> None:
     assert list(rows) == ["base", "k0-1", "k0-2", "k3-1", "k3-2", "k0-low-1", "real-1", "real-2"]
     assert all(row["held"] > 1 and 0 <= row.get("taken_for_real", 0) <= 1 for row in rows.values())
     assert all(name in done.stdout for name in rows)
+    for name in ("k0-1", "k0-2", "k3-1", "k3-2", "k0-low-1"):
+        assert sum(rows[name]["judged"]) == pytest.approx(1), "wins, ties and losses"
+    assert "judged" not in rows["base"] and server.stats()["requests"] > 0
     assert (tmp_path / "rounds.png").read_bytes()[:4] == b"\x89PNG"
