@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 import leaven
 from leaven.errors import Stopped, UsageError
@@ -397,6 +398,101 @@ def methods() -> None:
         title = (measure.module.__doc__ or "").splitlines()[0]
         console.print(f"[bold]{measure.name}[/bold]  measure: {title}", highlight=False)
         show_options(type(measure.config))
+
+
+class _Search(TyperGroup):
+    """`leaven search ENV` is `leaven search run ENV`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = args and (args[0] in self.commands or args[0].startswith("-"))
+        return super().resolve_command(ctx, args if known else ["run", *args])
+
+
+search_app = typer.Typer(
+    cls=_Search, no_args_is_help=True, help="Search for better code or recipes by executing ideas."
+)
+app.add_typer(search_app, name="search")
+
+OutArgument = Annotated[Path, typer.Argument(help="the folder of a search")]
+UnsafeOption = Annotated[
+    bool, typer.Option("--unsafe-local", help="without a sandbox: patches may do all that you may do")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="attempts at a time; by default as many as the machine has room for")
+]
+
+
+@search_app.command("run")
+def search_run(
+    env: Annotated[Path, typer.Argument(help="folder of an environment")],
+    out: Annotated[Path | None, typer.Option(help="folder to write; default runs/NAME-STRATEGY-SEED")] = None,
+    strategy: Annotated[str, typer.Option(help="evolve, best-of-n or random")] = "evolve",
+    ideator: Annotated[
+        str,
+        typer.Option(help="who has ideas: mutate, or a model as NAME@URL, checkpoint folder or recording"),
+    ] = "mutate",
+    coder: Annotated[
+        str | None, typer.Option(help="who turns ideas into patches; by default the model that has them")
+    ] = None,
+    budget: Annotated[int, typer.Option(help="executions, without the baseline's")] = 40,
+    batch: Annotated[int, typer.Option(help="ideas of an epoch")] = 8,
+    baselines: Annotated[int, typer.Option(help="runs of the baseline, for its noise")] = 3,
+    setting: Annotated[str | None, typer.Option(help="of the environment, e.g. gpu")] = None,
+    workers: WorkersOption = None,
+    ray: Annotated[
+        str | None, typer.Option(help="run attempts on this Ray cluster: auto, local or an address")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of everything the search draws")] = 0,
+    unsafe: UnsafeOption = False,
+) -> None:
+    """Search: ideas, patches, runs in a sandbox, scores; goes on where it was if OUT is there."""
+    from rich.console import Console
+
+    from leaven.search.folder import print_search, search
+    from leaven.search.loop import Options
+
+    place = out or Path("runs") / f"{env.resolve().name}-{strategy}-{seed}"
+    options = Options(strategy, budget, batch, seed, baselines)  # type: ignore[arg-type]
+    console = Console()
+    with _interruptible():
+        search(
+            env, place, options, setting=setting, model=None if ideator == "mutate" else _model(ideator),
+            coder=_model(coder) if coder else None, most=workers, ray=ray, unsafe=unsafe, console=console,
+        ).close()  # fmt: skip
+    print_search(place, console)
+    console.print(
+        f"all of it: {place}/results.md, search.sqlite, best.patch", highlight=False, soft_wrap=True
+    )
+
+
+@search_app.command("new-env")
+def search_new_env(folder: Annotated[Path, typer.Argument(help="folder to make")]) -> None:
+    """Make an environment that runs, to be changed into one's own."""
+    from leaven.search.folder import new_env
+
+    new_env(folder)
+    print(f"{folder}: env.yaml, code/train.py, eval/evaluate.py; try: leaven search {folder}")
+
+
+@search_app.command("confirm")
+def search_confirm(
+    out: OutArgument,
+    seeds: Annotated[int, typer.Option(help="fresh seeds, of the winner and of the baseline")] = 5,
+    setting: Annotated[
+        str | None, typer.Option(help="another setting of the environment, e.g. larger")
+    ] = None,
+    workers: WorkersOption = None,
+    unsafe: UnsafeOption = False,
+) -> None:
+    """Run the winner and the baseline on seeds no search has used."""
+    from rich.console import Console
+
+    from leaven.search.folder import confirm_best, print_search
+
+    console = Console()
+    with _interruptible():
+        confirm_best(out, seeds=seeds, setting=setting, most=workers, unsafe=unsafe, console=console)
+    print_search(out, console)
 
 
 def _finish(result: Result, pairs: int = 0) -> None:

@@ -25,8 +25,8 @@ from leaven.measure._runner import draw
 from leaven.measure.base import Context
 from leaven.plan import Plan
 from leaven.progress import Reporter
-from leaven.run import Runner, locked, open_model, open_store, prices_of
-from leaven.stage import read_manifest, read_stage
+from leaven.run import Runner, open_model, open_store, prices_of
+from leaven.stage import locked, read_manifest, read_stage
 
 
 @dataclass

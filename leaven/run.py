@@ -20,7 +20,6 @@ what follows. Answers live outside the run, in the project's response store.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +58,7 @@ from leaven.mix import Source, mix
 from leaven.mix.recipe import Allocation
 from leaven.plan import GenerateStage, MeasureSection, Plan, PlanFile
 from leaven.progress import Reporter
-from leaven.stage import fingerprint, read_manifest, read_stage, write_json
+from leaven.stage import fingerprint, locked, read_manifest, read_stage, write_json
 from leaven.train import assert_matched, finetune, train
 from leaven.train.fit import require_packages
 
@@ -100,24 +99,6 @@ def run(plan: Plan, *, to: str = STAGES[-1], console: Console | None = None) -> 
         write_json(plan.folder / "plan.json", plan.file.model_dump(mode="json"))
         reporter = Reporter(plan.folder / "events.jsonl", console or Console(quiet=True))
         return Runner(plan, reporter).up_to(STAGES.index(to))
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process alone."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "run.lock").open("w")
-    except OSError as error:
-        raise UsageError(f"cannot write to run folder {folder}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{folder} is in use by another run; wait for it or give this plan another name"
-            ) from error
-        yield
 
 
 class Runner:

@@ -23,6 +23,7 @@ from leaven.measure.report import Report, demand_lines, footnotes, number, read_
 from leaven.measure.report import table as figures_table
 from leaven.mix import shares_of
 from leaven.mix.recipe import Share
+from leaven.search.folder import print_search
 from leaven.stage import read_manifest, read_stage
 
 EXCERPT = 600  # characters of a source or child that are printed
@@ -41,7 +42,7 @@ def stage_folders(run: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
 
 
 def show(run: Path, console: Console, *, pairs: int = 0, baseline: str | None = None) -> None:
-    """Print the counts, reasons, tokens and money of a run.
+    """Print the counts, reasons, tokens and money of a run, or what a search has found.
 
     Args:
         pairs: print this many sources, each beside one kept child.
@@ -50,6 +51,9 @@ def show(run: Path, console: Console, *, pairs: int = 0, baseline: str | None = 
     Raises:
         UsageError: `run` holds no finished stage, or no such arm.
     """
+    if (run / "search.sqlite").exists():
+        print_search(run, console)
+        return
     stages = list(stage_folders(run))
     if not stages:
         raise UsageError(f"{run} holds no finished stage; `leaven run PLAN` makes one")

@@ -19,23 +19,23 @@ PACKAGE = ROOT / "leaven"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # The rooms of the package. A room may import itself and the rooms left of it, nothing to its right.
 ROOMS = (
-    *("errors", "config", "document", "stage", "lm", "corpus", "generate", "clean", "measure", "mix"),
     *(
-        "train",
-        "evaluate",
-        "report",
-        "search",
-        "bootstrap",
-        "plan",
+        "errors",
+        "config",
+        "document",
+        "stage",
+        "lm",
         "progress",
-        "run",
-        "estimate",
-        "show",
-        "cli",
+        "corpus",
+        "generate",
+        "clean",
+        "measure",
+        "mix",
     ),
+    *("train", "evaluate", "report", "search", "bootstrap", "plan", "run", "estimate", "show", "cli"),
 )
 # Folders beside the package that wire it together or try it; the package knows nothing of them.
-OUTSIDE = {"recipes", "examples", "tests", "benchmarks"}
+OUTSIDE = {"recipes", "examples", "environments", "tests", "benchmarks"}
 HEAVY = {"torch", "transformers", "ray", "faiss", "datasets", "numba", "pyarrow"}
 HELP_SECONDS = 0.5
 

@@ -25,7 +25,9 @@ from typing import Any
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = (
     1, 2, 4, 32, 4096, 8192, 16384, 1 << 18,
 )  # fmt: skip
-MS_LOCKED = MS_NOSUID | MS_NODEV | 8 | 1024 | 2048 | (1 << 21)  # what a user namespace may not take off a mount again
+MS_LOCKED = (
+    MS_NOSUID | MS_NODEV | 8 | 1024 | 2048 | (1 << 21)
+)  # what a user namespace may not take off a mount again
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 DEVICES = ("null", "zero", "full", "random", "urandom")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -113,7 +115,9 @@ def main() -> int:
     spec, command = json.loads(sys.argv[1]), sys.argv[2:]
     if spec["new_root"]:
         loopback()
-        Path("/proc/sys/user/max_user_namespaces").write_text("0")  # of this namespace: no walls within the walls
+        Path("/proc/sys/user/max_user_namespaces").write_text(
+            "0"
+        )  # of this namespace: no walls within the walls
         build(spec["new_root"], spec)
     os.chdir(spec["cwd"])
     child = os.fork()

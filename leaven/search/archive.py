@@ -122,7 +122,8 @@ class Archive:
             self._file.execute("BEGIN")
             for idea, seed in zip(ideas, seeds or [0] * len(ideas), strict=True):
                 done = self._file.execute(
-                    "INSERT INTO attempts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, '', NULL, '', '{}', 0, 0, 0, '', ?, NULL)",
+                    "INSERT INTO attempts VALUES "
+                    "(NULL, ?, ?, ?, ?, ?, ?, ?, ?, '', NULL, '', '{}', 0, 0, 0, '', ?, NULL)",
                     (
                         epoch, idea.kind, idea.text, json.dumps(idea.parents), json.dumps(dict(idea.settings)), seed,
                         "patched" if idea.patch or idea.kind == "baseline" else "idea", idea.patch, now,

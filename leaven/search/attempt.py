@@ -59,7 +59,7 @@ def value(
         seed: given to all commands as SEED.
         devices: GPUs it may use, as CUDA_VISIBLE_DEVICES.
     """
-    started = time.monotonic()
+    started, place = time.monotonic(), place.resolve()
     remove(place)
     copy, evaluation = place / "copy", place / "eval"
     try:
@@ -72,7 +72,13 @@ def value(
 
 
 def _value(
-    environment: Environment, sandbox: Sandbox, copy: Path, evaluation: Path, place: Path, seed: int, devices: str
+    environment: Environment,
+    sandbox: Sandbox,
+    copy: Path,
+    evaluation: Path,
+    place: Path,
+    seed: int,
+    devices: str,
 ) -> Outcome:
     file = environment.file
     variables = {**file.variables, "SEED": str(seed), "CUDA_VISIBLE_DEVICES": devices}
@@ -92,7 +98,7 @@ def _value(
         return Outcome(None, reason, run_seconds=ran.seconds, log=printed)
     ended = _evaluate(environment, sandbox, copy, evaluation, place, variables)
     scored = _tail(place / "eval.log")
-    common = {"run_seconds": ran.seconds, "eval_seconds": ended.seconds}
+    common: dict[str, Any] = {"run_seconds": ran.seconds, "eval_seconds": ended.seconds}
     log_text = "\n".join(
         part for part in (printed, _tail(place / "answer.log"), _tail(place / "eval.errors"), scored) if part
     )[-LOG_TAIL:]

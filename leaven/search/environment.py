@@ -174,9 +174,11 @@ class Environment:
         for part in (self.code, self.eval):
             for path in sorted(part):
                 text = part[path]
-                digest.update(f"{path}\0".encode() + (text.encode() if isinstance(text, str) else text) + b"\0")
-        for name, path in (*self.file.data.items(), *self.file.eval_data.items()):
-            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+                digest.update(
+                    f"{path}\0".encode() + (text.encode() if isinstance(text, str) else text) + b"\0"
+                )
+        for name, source in (*self.file.data.items(), *self.file.eval_data.items()):
+            digest.update(f"{name}\0".encode() + source.read_bytes() + b"\0")
         return digest.hexdigest()
 
     def protected(self, path: str) -> bool:
@@ -249,7 +251,9 @@ def _with(file: EnvFile, setting: str, where: str) -> EnvFile:
                 Limits, file.limits.model_dump() | change.limits, f"{where}: settings.{setting}.limits"
             ),
             "resources": validated(
-                Resources, file.resources.model_dump() | change.resources, f"{where}: settings.{setting}.resources"
+                Resources,
+                file.resources.model_dump() | change.resources,
+                f"{where}: settings.{setting}.resources",
             ),
         }
     )

@@ -98,11 +98,15 @@ class Mutations:
         names = draw.choice(sorted(self._parameters), number, replace=False)
         return self._start | {str(name): self._any(str(name), draw) for name in names}
 
-    def _combined(self, draw: np.random.Generator, winners: Sequence[Attempt]) -> tuple[Values, tuple[int, ...]]:
+    def _combined(
+        self, draw: np.random.Generator, winners: Sequence[Attempt]
+    ) -> tuple[Values, tuple[int, ...]]:
         ranked = sorted(winners, key=lambda one: self._metric.reward(one.score), reverse=True)
         weights = np.array([2.0**-rank for rank in range(len(ranked))])
         number = min(2, len(ranked))
-        chosen = [ranked[i] for i in draw.choice(len(ranked), number, replace=False, p=weights / weights.sum())]
+        chosen = [
+            ranked[i] for i in draw.choice(len(ranked), number, replace=False, p=weights / weights.sum())
+        ]
         first, last = (self._start | one.settings for one in (chosen[0], chosen[-1]))
         values = {name: (first if draw.random() < 0.5 else last)[name] for name in self._parameters}
         moved = str(draw.choice(sorted(self._parameters)))

@@ -21,8 +21,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Literal
@@ -32,6 +32,7 @@ from leaven.search.environment import Limits, Resources
 
 Walls = Literal["unshare", "bwrap", "none"]
 
+WALLS: tuple[Walls, ...] = ("unshare", "bwrap")  # in order of preference
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32",
           "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")  # fmt: skip
 JAIL = Path(__file__).with_name("_jail.py")
@@ -62,6 +63,7 @@ class Sandbox:
     """One kind of walls. `find` gives the one that works here."""
 
     walls: Walls
+    _running: set[subprocess.Popen[bytes]] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
     def find(cls, unsafe: bool = False) -> Sandbox:
@@ -75,8 +77,8 @@ class Sandbox:
         """
         if unsafe:
             return cls("none")
-        for walls in ("unshare", "bwrap"):
-            one = cls(walls)  # type: ignore[arg-type]
+        for walls in WALLS:
+            one = cls(walls)
             if one.works():
                 return one
         raise UsageError(
@@ -150,10 +152,17 @@ class Sandbox:
                 stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True,
                 env={"PATH": os.defpath + ":/usr/sbin:/sbin"} if self.walls != "none" else {"PATH": os.environ["PATH"]},
             )  # fmt: skip
+            self._running.add(process)
             try:
                 yield process
             finally:
                 kill(process)
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        """Kill everything that runs in it."""
+        for process in list(self._running):
+            process.kill()
 
     def _line(
         self, root: str, command: str, cwd: Path, limits: Limits, resources: Resources,
@@ -176,7 +185,17 @@ class Sandbox:
             return [*UNSHARE, *inner]
         if self.walls == "none":
             return inner if shutil.which("setpriv") is None else ["setpriv", "--pdeathsig", "KILL", *inner]
-        line = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--dev", "/dev", "--proc", "/proc"]
+        line = [
+            "bwrap",
+            "--unshare-all",
+            "--die-with-parent",
+            "--cap-drop",
+            "ALL",
+            "--dev",
+            "/dev",
+            "--proc",
+            "/proc",
+        ]
         for place in seen:
             if Path(place).is_symlink():
                 line += ["--symlink", os.readlink(place), place]
@@ -303,7 +322,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
     try:
         top = psutil.Process(process.pid)
-        family = [*top.children(recursive=True), top]
+        family = [top, *top.children(recursive=True)]  # the walls first: they take the rest with them
     except psutil.NoSuchProcess:
         family = []
     for one in family:
@@ -311,10 +330,8 @@ def kill(process: subprocess.Popen[bytes]) -> None:
             one.kill()
         except psutil.Error:
             continue
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
 
 

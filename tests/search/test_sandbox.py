@@ -217,7 +217,9 @@ def test_what_it_leaves_running_is_killed(sandbox: Sandbox, tmp_path: Path) -> N
 
 def left(marker: str) -> list[int]:
     time.sleep(0.3)
-    return [one.pid for one in psutil.process_iter(["cmdline"]) if " ".join(one.info["cmdline"] or ()) == marker]
+    return [
+        one.pid for one in psutil.process_iter(["cmdline"]) if " ".join(one.info["cmdline"] or ()) == marker
+    ]
 
 
 def test_when_the_search_is_killed_so_is_what_it_runs(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ def test_a_folder_without_rights_is_removed(tmp_path: Path) -> None:
 
 def test_without_walls_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UsageError, match="there is no sandbox here: .* at your own risk: --unsafe-local"):
+    with pytest.raises(UsageError, match=r"there is no sandbox here: .* at your own risk: --unsafe-local"):
         Sandbox.find()
     monkeypatch.undo()
     monkeypatch.setenv("OPENAI_API_KEY", "sk-verysecret")
