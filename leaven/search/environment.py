@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -183,7 +183,7 @@ class Environment:
 
     def protected(self, path: str) -> bool:
         """Whether a file of the code is one that nobody may change."""
-        return any(fnmatch(path, pattern) for pattern in self.rules.protect)
+        return any(fnmatchcase(path, pattern) for pattern in self.rules.protect)
 
     def context(self) -> str:
         """What an ideator is told: the task and the codebase."""
