@@ -103,11 +103,12 @@ class Thinker:
             wanted = min(AT_ONCE, count - len(found))
             said = [*avoid, *(one.text for one in found)]
             draw = np.random.default_rng([self._seed, epoch, *kind.encode(), asked])
-            story, parents = self._story(kind, shown, draw, len(context))
             listed = (
                 "Do not give any of these again:\n" + "\n".join(f"- {_short(one)}" for one in said) + "\n\n"
             )
-            variables = {"how": HOW[kind], "shown": story, "avoid": listed if said else "", "count": wanted}
+            variables = {"how": HOW[kind], "shown": "", "avoid": listed if said else "", "count": wanted}
+            room = self._room - len(context) - len(fill(PROMPT, variables))
+            variables["shown"], parents = self._story(kind, shown, draw, room)
             prompt = f"{context}\n\n{fill(PROMPT, variables)}"
             request = Request(
                 (("user", prompt),), self._sampling, _Ideas.model_json_schema(),
@@ -129,7 +130,7 @@ class Thinker:
         return found
 
     def _story(
-        self, kind: Kind, shown: Sequence[Attempt], draw: np.random.Generator, used: int
+        self, kind: Kind, shown: Sequence[Attempt], draw: np.random.Generator, room: float
     ) -> tuple[str, tuple[int, ...]]:
         """What was tried, as far as it fits, and the attempts an idea of this kind goes on from."""
         metric = self._environment.file.metric
@@ -139,7 +140,7 @@ class Thinker:
             order = [shown[i] for i in draw.permutation(len(shown))]
         lines: list[str] = []
         numbers: list[int] = []
-        left = self._room - used - len(PROMPT)
+        left = room - len("Tried:\n\n\n")
         for one in order:
             result = f"FAILED ({one.reason[:200]})" if one.score is None else f"{metric.name} {one.score:.6g}"
             line = f"- {one.idea}\n  -> {result}"
