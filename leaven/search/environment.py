@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from leaven.config import PlanPath, validated
 from leaven.document import to_json
@@ -29,6 +29,9 @@ from leaven.errors import UsageError, nearest
 from leaven.search.patch import Rules
 
 Direction = Literal["higher", "lower"]
+Variable = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)
+]
 Code = Mapping[str, str]  # text by path, relative to code/
 
 
@@ -81,7 +84,7 @@ class Resources(_Options):
 class Setting(_Options):
     """A named change of an environment: larger, or for another machine."""
 
-    variables: dict[str, str] = {}
+    variables: dict[str, Variable] = {}
     limits: dict[str, float] = {}
     resources: dict[str, int] = {}
 
@@ -142,7 +145,7 @@ class EnvFile(_Options):
     protect: tuple[str, ...] = ()
     limits: Limits = Limits()
     resources: Resources = Resources()
-    variables: dict[str, str] = {}
+    variables: dict[str, Variable] = {}
     settings: dict[str, Setting] = {}
     parameters: dict[str, Parameter] = {}
 

@@ -10,32 +10,37 @@ An answer is prose with a unified diff in it, or with files as a whole, or both 
 Understood as well: a heading without the word FILE, a fence under it (then END is not needed), and a fence with the
 path in its info string or alone on the line above it.
 
-Models count and copy badly, so a hunk is found by its lines, not by its numbers: at the place nearest to the
-announced line that has exactly its context and removed lines, else at the nearest that has them up to trailing
-white space. Every hunk refers to the file as it was before the patch. Where a hunk ends is told by its counts if
-what follows cannot belong to it, else by which reading fits the file; so a removed ``-- comment``, which looks like
-a header in a diff, stays what it is. What can be read in two ways, or would leave out something that looks like a
-part of the patch, is refused: a wrong reading would be run and scored as if it were the idea.
+Where a hunk ends is told by its counts if what follows cannot belong to it, else by which reading fits the file
+(`leaven.search._hunks` finds its place); so a removed ``-- comment``, which looks like a header in a diff, stays
+what it is. What can be read in two ways, or would leave out something that looks like a part of the patch, is
+refused: a wrong reading would be run and scored as if it were the idea.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Literal
 
 from leaven.errors import nearest
-
-Kind = Literal["patch", "create", "delete", "whole"]
+from leaven.search._hunks import (
+    HUNK,
+    Change,
+    Kind,
+    Line,
+    fit,
+    hunk_ends,
+    hunk_lines,
+    is_crlf,
+    is_header,
+    split_lines,
+)
 
 MOST_PROBLEMS = 12  # told in one log
-MOST_LINES = 12  # of a file shown beside a hunk that does not fit
 
-_HUNK = re.compile(r"@@+ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))?")
 _GIT = re.compile(r"diff --git \"?(?:a/)?(.+?)\"? \"?(?:b/)?\1\"?\s*$")
 _EXTENDED = re.compile(
     r"index |(old|new|new file|deleted file) mode |(dis)?similarity index |rename |copy |Binary |GIT "
@@ -106,13 +111,10 @@ def apply(answer: str, code: Mapping[str, str], rules: Rules) -> dict[str, str]:
         else:
             after[path] = text
     for path in sorted(after.keys() - code.keys()):
-        parents = map(str, PurePosixPath(path).parents)
-        below = (other for other in after if other.startswith(f"{path}/"))
-        clash = next((parent for parent in parents if parent in after), None) or (
-            path if any(below) else None
-        )
-        if clash:
-            problems.append(f"{path}: {clash} would be a file and a folder")
+        clashes = [parent for parent in map(str, PurePosixPath(path).parents) if parent in after]
+        clashes += [path for other in after if other.startswith(f"{path}/")]
+        if clashes:
+            problems.append(f"{path}: {clashes[0]} would be a file and a folder")
     if problems:
         more = len(problems) - MOST_PROBLEMS
         raise PatchError("\n".join(problems[:MOST_PROBLEMS] + [f"and {more} more problems"] * (more > 0)))
@@ -133,7 +135,7 @@ def as_diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:
         if old is None or new is None:
             written.append(f"{'new' if old is None else 'deleted'} file mode 100644\n")
         names = ("/dev/null" if old is None else f"a/{path}", "/dev/null" if new is None else f"b/{path}")
-        for line in difflib.unified_diff(_lines(old or ""), _lines(new or ""), *names):
+        for line in difflib.unified_diff(split_lines(old or ""), split_lines(new or ""), *names):
             written.append(line if line.endswith("\n") else f"{line}\n{_NO_NEWLINE}")
     return "".join(written)
 
@@ -146,78 +148,6 @@ def without_thoughts(answer: str) -> str:
     return answer[match.end() :] if match else answer
 
 
-@dataclass(slots=True)
-class _Line:
-    """A line of a hunk: `op` is ``" "``, ``"-"``, ``"+"``, or ``""`` for an empty one that lost its op.
-
-    Args:
-        start, end: lines of the answer that it takes; two with a note that the file's last line has no end.
-    """
-
-    op: str
-    text: str
-    start: int
-    end: int
-    newline: bool = True
-
-
-@dataclass(slots=True)
-class _Edit:
-    """Lines `start` to `end` (excluded) of the old file become `new`; its hunk shows those in `shown`."""
-
-    start: int
-    end: int
-    new: list[str]
-    hunk: int
-    shown: range
-
-    def conflicts(self, other: _Edit) -> bool:
-        """Whether one of two hunks changes what the other changes or relies on, or both add at one place."""
-        if self.start == self.end == other.start == other.end:
-            return True
-        return any(
-            any(line in two.shown for line in range(one.start, one.end)) or one.start < two.start < one.end
-            for one, two in ((self, other), (other, self))
-        )
-
-
-@dataclass(slots=True)
-class _Change:
-    """What the answer does to one file; `old` is its text, `whole` the new one where it is sent as a whole."""
-
-    kind: Kind
-    old: str
-    whole: str = ""
-    edits: list[_Edit] = field(default_factory=list)
-    hunks: int = 0
-
-    def result(self) -> tuple[str | None, str]:
-        """(text afterwards or None for a deleted file, problem or nothing)."""
-        for i, one in enumerate(self.edits):
-            for two in self.edits[:i]:
-                if one.hunk != two.hunk and one.conflicts(two):
-                    return (
-                        None,
-                        f"hunks {two.hunk} and {one.hunk} overlap near line {one.start + 1}; make them one",
-                    )
-        if self.kind == "delete":
-            return None, "it is deleted and added to at once" if any(edit.new for edit in self.edits) else ""
-        text = self.whole if self.kind == "whole" else self._edited()
-        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-            return None, "the result is not text"
-        return text, ""
-
-    def _edited(self) -> str:
-        lines, pieces, at = _lines(self.old), list[str](), 0
-        for edit in sorted(self.edits, key=lambda edit: (edit.start, edit.end)):
-            pieces += lines[at : edit.start] + edit.new
-            at = edit.end
-        pieces += lines[at:]
-        end = "\r\n" if _is_crlf(self.old) else "\n"
-        inner = [piece if piece.endswith("\n") else piece + end for piece in pieces[:-1]]
-        return "".join(inner + pieces[-1:])
-
-
 class _Reader:
     """Goes through the answer's lines once; `changes` and `problems` are what was found."""
 
@@ -227,13 +157,13 @@ class _Reader:
         self.at = 0
         self.fence = ""  # what opened the fence we are in
         self.section: str | None = None  # path that hunks belong to; "" below a header that was refused
-        self.changes: dict[str, _Change] = {}
+        self.changes: dict[str, Change] = {}
         self.problems: list[str] = []
 
     def read(self) -> None:
         while self.at < len(self.lines):
             line = self.lines[self.at]
-            if line.startswith("diff --git ") or self._is_header(self.at):
+            if line.startswith("diff --git ") or is_header(self.lines, self.at):
                 self._read_header()
             elif line.startswith("@@"):
                 self._read_hunk()
@@ -244,22 +174,28 @@ class _Reader:
             else:
                 self.at += 1
 
-    def _open(self, path: str, kind: Kind) -> _Change | None:
+    def _open(self, path: str, kind: Kind) -> Change | None:
         """The change of a file that the answer may touch, else None and a problem."""
         why = _unsafe(path)
-        path = path if why else str(PurePosixPath(path))
-        why = why or self.rules.refusal(path)
-        known = self.changes.get(path)
-        if not why and known and not known.kind == kind == "patch":
-            why = "given twice; send every file once"
-        elif not why and kind in ("patch", "delete") and path not in self.code:
-            why = f"there is no such file; {nearest(path, self.code)} (a new file has '--- /dev/null' above its name)"
-        elif not why and kind == "create" and self.code.get(path):
-            why = "this file exists already; change it with hunks that show its lines, or send it whole"
+        if not why:
+            path = str(PurePosixPath(path))
+            why = self._refusal(path, kind)
         if why:
             self.problems.append(f"{path}: {why}")
             return None
-        return self.changes.setdefault(path, _Change(kind, self.code.get(path, "")))
+        return self.changes.setdefault(path, Change(kind, self.code.get(path, "")))
+
+    def _refusal(self, path: str, kind: Kind) -> str:
+        if why := self.rules.refusal(path):
+            return why
+        known = self.changes.get(path)
+        if known and not known.kind == kind == "patch":
+            return "given twice; send every file once"
+        if kind in ("patch", "delete") and path not in self.code:
+            return f"there is no such file; {nearest(path, self.code)} (a new file has '--- /dev/null' above its name)"
+        if kind == "create" and self.code.get(path):
+            return "this file exists already; change it with hunks that show its lines, or send it whole"
+        return ""
 
     # Files as a whole
 
@@ -274,14 +210,13 @@ class _Reader:
             self.at = first
             self._read_whole(path, fence)
             return
-        end = next((i for i in range(start, len(self.lines)) if _mark(self.lines[i], self.code)), None)
-        if end is None:
-            self.problems.append(
-                f"{path}: there is no line '=== END' after the file; was the answer cut off?"
-            )
+        while self.at < len(self.lines) and not _mark(self.lines[self.at], self.code):
+            self.at += 1
+        if self.at < len(self.lines):
+            self._write_whole(path, start, self.at)
         else:
-            self._write_whole(path, start, end)
-        self.at = len(self.lines) if end is None else end
+            why = "there is no line '=== END' after the file; was the answer cut off?"
+            self.problems.append(f"{path}: {why}")
 
     def _read_fence(self, fence: re.Match[str]) -> None:
         """A fence with a path is a whole file, unless a diff is in it; of others only the diffs count."""
@@ -326,21 +261,15 @@ class _Reader:
         if self.lines[start - 1].endswith("\r"):
             lines = [line.removesuffix("\r") for line in lines]
         known = set(old.split("\n"))
-        for line in lines:
-            if line not in known and _LEFT_OUT.match(line):
-                self.problems.append(
-                    f"{path}: {line.strip()!r} stands for lines left out; send all, or a diff"
-                )
+        for line in (line.strip() for line in lines if line not in known and _LEFT_OUT.match(line)):
+            self.problems.append(f"{path}: {line!r} stands for lines left out; send all, or a diff")
         text = "".join(line + "\n" for line in lines)
-        if _is_crlf(old) and "\r" not in text:
+        if is_crlf(old) and "\r" not in text:
             text = text.replace("\n", "\r\n")
         # This form cannot say that the last line has no end; that alone is no change.
         change.whole = old if old and text.removesuffix("\n").removesuffix("\r") == old else text
 
     # Diffs
-
-    def _is_header(self, at: int) -> bool:
-        return self.lines[at].startswith("--- ") and "".join(self.lines[at + 1 : at + 2]).startswith("+++ ")
 
     def _read_header(self) -> None:
         """Everything above the hunks of one file; sets `section`."""
@@ -353,7 +282,7 @@ class _Reader:
             while self.at < len(self.lines) and _EXTENDED.match(self.lines[self.at]):
                 extended += self.lines[self.at] + "\n"
                 self.at += 1
-        if self.at < len(self.lines) and self._is_header(self.at):
+        if is_header(self.lines, self.at):
             old, new = _name(self.lines[self.at]), _name(self.lines[self.at + 1])
             self.at += 2
         created = old == "/dev/null" or "new file mode" in extended
@@ -381,79 +310,42 @@ class _Reader:
         header = self.lines[self.at].strip()
         change = self.changes.get(self.section or "")
         created = change is not None and change.kind == "create"
-        lines = self._hunk_lines(self.at + 1, self.lines[self.at].endswith("\r"), created)
-        numbers = _HUNK.match(header)
-        counted, ends = self._ends(lines, numbers, created)
+        lines = hunk_lines(self.lines, self.at, created)
+        numbers = HUNK.match(header)
+        counted, ends = hunk_ends(self.lines, lines, numbers, created)
         likely = [end for end in ends if self._is_end(lines, end, end == counted)]
         usual = counted if counted in likely else (likely or ends or [0])[-1]
         self.at = lines[usual - 1].end if usual else self.at + 1
         if change is None:
             if self.section is None:
-                self.problems.append(
-                    f"{header}: no file is named above this hunk ('--- a/path', '+++ b/path')"
-                )
+                why = "no file is named above this hunk ('--- a/path', '+++ b/path')"
+                self.problems.append(f"{header}: {why}")
             return
         change.hunks += 1
-        where = f"{self.section}, hunk {change.hunks} ({header[:60]})"
         if not lines:
             why = "it has no lines"
         elif not likely:
             strange = next(line for line in self._rest(lines, usual) if line.strip())
             why = f"{strange!r} below it begins neither with a blank nor with '+' or '-'"
         else:
-            end, why = self._fit(lines, likely, usual, numbers, change)
+            end, why = fit(lines, likely, usual, numbers, change)
             self.at = lines[end - 1].end
         if why:
-            self.problems.append(f"{where}: {why}")
+            self.problems.append(f"{self.section}, hunk {change.hunks} ({header[:60]}): {why}")
 
-    def _hunk_lines(self, start: int, crlf: bool, created: bool) -> list[_Line]:
-        """All lines that may belong to a hunk; perhaps also blank lines and headers that follow it."""
-        found: list[_Line] = []
-        for i in range(start, len(self.lines)):
-            line = self.lines[i].removesuffix("\r") if crlf else self.lines[i]
-            op = line[:1].strip("\r")
-            if op == "\\" and found:
-                found[-1].newline, found[-1].end = False, i + 1
-            elif not op or op in " +-":
-                found.append(_Line(op or "+" * created, line[len(op) :], i, i + 1))
-            else:
-                break
-        return found
-
-    def _ends(
-        self, lines: Sequence[_Line], numbers: re.Match[str] | None, created: bool
-    ) -> tuple[int | None, list[int]]:
-        """Where the hunk may end: by its counts, and all places, those counts first, then the longest first."""
-        counted, old, new = None, 0, 0
-        for i, line in enumerate(lines, 1):
-            old, new = old + (line.op != "+"), new + (line.op != "-")
-            if numbers and (old, new) == (int(numbers[2] or 1), int(numbers[4] or 1)):
-                counted = i
-        headers = [
-            i for i, line in enumerate(lines) if self._is_header(line.start) and line.end == line.start + 1
-        ]
-        ends = [counted] if counted else []
-        for stop in [len(lines), *reversed(headers)]:
-            blanks = 0
-            while blanks < stop and not self.lines[lines[stop - blanks - 1].start].strip("\r"):
-                blanks += 1
-            # In a file that exists, blank lines at the end are context if that fits; a new file would get them.
-            ends += [stop - blanks] if created else [stop - blank for blank in range(blanks + 1)]
-        return counted, [end for end in dict.fromkeys(ends) if end]
-
-    def _rest(self, lines: Sequence[_Line], end: int) -> list[str]:
+    def _rest(self, lines: Sequence[Line], end: int) -> list[str]:
         """What stands between the end of a hunk and the next thing that is certainly not a part of it."""
         rest: list[str] = []
         for i in range(lines[end - 1].end, len(self.lines)):
             line = self.lines[i]
-            if line.startswith(("@@", "diff --git ")) or self._is_header(i):
+            if line.startswith(("@@", "diff --git ")) or is_header(self.lines, i):
                 break
             if _FENCE.match(line.rstrip()) or _mark(line, self.code):
                 break
             rest.append(line)
         return rest if any(line.strip() for line in rest) else []
 
-    def _is_end(self, lines: Sequence[_Line], end: int, counted: bool) -> bool:
+    def _is_end(self, lines: Sequence[Line], end: int, counted: bool) -> bool:
         """Whether what follows is not a part of the hunk that would be lost."""
         rest = self._rest(lines, end)
         if not rest:
@@ -462,114 +354,6 @@ class _Reader:
             return counted and rest[0].rstrip() == "--"
         apart = counted or not rest[0].strip()
         return apart and all(_BULLET.match(line) for line in rest if line.startswith(("+", "-")))
-
-    def _fit(
-        self,
-        lines: list[_Line],
-        ends: Sequence[int],
-        usual: int,
-        numbers: re.Match[str] | None,
-        change: _Change,
-    ) -> tuple[int, str]:
-        """Find the hunk's place by the first reading that has one; (its end, problem or nothing)."""
-        problem = ""
-        for end in ends:
-            for reading in _readings(lines[:end]):
-                if all(line.op in ("", " ") for line in reading):
-                    at, why = None, "it changes nothing, none of its lines begins with '+' or '-'"
-                else:
-                    at, why = _place(reading, _lines(change.old), numbers)
-                if at is not None:
-                    change.edits += _edits(reading, at, change)
-                    return end, ""
-                problem = problem if problem and end != usual else why
-        return usual, problem
-
-
-def _readings(lines: list[_Line]) -> Iterator[list[_Line]]:
-    """Empty lines that lost their op are context; between added lines they may be added ones."""
-    yield lines
-    filled = list(lines)
-    for i, line in enumerate(lines):
-        after = next((other.op for other in lines[i + 1 :] if other.op), "")
-        if not line.op and i and filled[i - 1].op == after == "+":
-            filled[i] = replace(line, op="+")
-    if filled != lines:
-        yield filled
-
-
-def _place(
-    lines: Sequence[_Line], file: Sequence[str], numbers: re.Match[str] | None
-) -> tuple[int | None, str]:
-    """(line of the file, from 0, where the hunk belongs or None; why not)."""
-    old = [line for line in lines if line.op != "+"]
-    if not file:
-        return (None, "the file is new or empty, so all lines must begin with '+'") if old else (0, "")
-    if not old:
-        start = int(numbers[1]) if numbers and numbers[2] == "0" else 0
-        if 0 < start <= len(file):
-            return start, ""
-        return None, "nothing tells where it belongs; show lines of the file around the added ones"
-    expected = int(numbers[1]) - 1 if numbers else None
-    bare = [line.removesuffix("\n") for line in file]
-    last = len(file) - 1 if not file[-1].endswith("\n") else -1  # line without an end
-    for exact in (True, False):
-        wanted = [line.text if exact else line.text.rstrip() for line in old]
-        there = bare if exact else [line.rstrip() for line in bare]
-        found = [
-            at
-            for at in range(len(file) - len(old) + 1)
-            if there[at] == wanted[0] and there[at : at + len(old)] == wanted
-            and not (exact and any(not line.newline and at + i != last for i, line in enumerate(old)))
-        ]  # fmt: skip
-        if expected is not None and found:
-            distance = min(abs(at - expected) for at in found)
-            found = [at for at in found if abs(at - expected) == distance]
-        if len(found) > 1:
-            places = ", ".join(str(at + 1) for at in found[:5])
-            return None, f"it fits equally well at lines {places}; show more lines around the change"
-        if found:
-            return found[0], ""
-    return None, _difference([line.text for line in old], bare, expected or 0)
-
-
-def _difference(wanted: Sequence[str], file: Sequence[str], expected: int) -> str:
-    """What the author of a hunk that fits nowhere needs to see."""
-    stripped, there = [line.rstrip() for line in wanted], [line.rstrip() for line in file]
-    match = difflib.SequenceMatcher(None, stripped, there, autojunk=False).find_longest_match()
-    start = max(0, min(match.b - match.a if match.size else expected, len(file) - 1))
-    pairs = zip(wanted, stripped, [*there[start:], *[None] * len(wanted)], strict=False)
-    wrong = next((line for line, one, other in pairs if one != other), wanted[0])
-    end = start + min(len(wanted) + 2, MOST_LINES)
-    shown = "\n".join(f"  {i} | {line}" for i, line in enumerate(file[start:end], start + 1))
-    return f"its lines are not in the file like this. First that differs: {wrong!r}. Nearest place:\n{shown}"
-
-
-def _edits(lines: Sequence[_Line], at: int, change: _Change) -> list[_Edit]:
-    """The runs of changed lines of a hunk that belongs to line `at`."""
-    shown = range(at, at + sum(line.op != "+" for line in lines))
-    # A diff that knows nothing of carriage returns means the file's own line ends.
-    end = "\r\n" if _is_crlf(change.old) and not any("\r" in line.text for line in lines) else "\n"
-    edits: list[_Edit] = []
-    for i, line in enumerate(lines):
-        if line.op in ("+", "-"):
-            if not i or lines[i - 1].op not in ("+", "-"):
-                edits.append(_Edit(at, at, [], change.hunks, shown))
-            if line.op == "+":
-                edits[-1].new.append(line.text + (end if line.newline else ""))
-            else:
-                edits[-1].end += 1
-        at += line.op != "+"
-    return edits
-
-
-def _lines(text: str) -> list[str]:
-    """Lines with their ends; unlike `str.splitlines` only at line feeds, as diff(1) does."""
-    return [line for line in re.split(r"(?<=\n)", text) if line]
-
-
-def _is_crlf(text: str) -> bool:
-    return text.count("\n") == text.count("\r\n") > 0
 
 
 def _name(header: str) -> str:

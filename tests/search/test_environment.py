@@ -50,7 +50,7 @@ def test_its_hash_knows_what_decides_a_score(tmp_path: Path) -> None:
 
 def test_a_setting_changes_what_it_names(tmp_path: Path) -> None:
     line_env(
-        tmp_path, variables={"SIZE": "small", "KEEP": "1"},
+        tmp_path, variables={"SIZE": "small", "KEEP": 1},
         settings={"larger": {"variables": {"SIZE": "large"}, "limits": {"seconds": 300}, "resources": {"cpus": 2}}},
     )  # fmt: skip
     plain, larger = load(tmp_path), load(tmp_path, "larger")
