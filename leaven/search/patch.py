@@ -232,7 +232,7 @@ class _Reader:
             self.fence = ""
         self.at += 1
         if path and inside.startswith("@@"):
-            self.section = path if self._open(path, "patch") else ""
+            self.section = str(PurePosixPath(path)) if self._open(path, "patch") else ""
 
     def _path_above(self) -> str:
         above = [line for line in self.lines[max(0, self.at - 2) : self.at] if line.strip()]
@@ -322,7 +322,7 @@ class _Reader:
                 self.problems.append(f"{header}: {why}")
             return
         change.hunks += 1
-        if not lines:
+        if not ends:
             why = "it has no lines"
         elif not likely:
             strange = next(line for line in self._rest(lines, usual) if line.strip())

@@ -95,6 +95,7 @@ class Ray:
             import ray
         except ImportError as error:
             raise UsageError(f"--ray needs pip install 'leaven[ray]' ({error})") from error
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told what is run
         try:
             ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
         except (ConnectionError, ValueError) as error:

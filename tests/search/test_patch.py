@@ -511,6 +511,21 @@ def codebases(draw: st.DrawFn) -> tuple[dict[str, str], dict[str, str]]:
     return before, after | draw(st.dictionaries(PATHS, texts(), max_size=1))
 
 
+def test_a_hunk_of_blank_lines_alone_is_refused_in_a_new_file() -> None:
+    answer = "--- /dev/null\n+++ b/n.py\n@@ -0,0 +1,1 @@\n+x\n@@\n\n"
+    with pytest.raises(PatchError):
+        apply(answer, CODE, Rules())
+
+
+def test_hunks_in_a_fence_below_a_path_belong_to_that_path() -> None:
+    code = {"lib/data.py": "a = 1\nb = 2\n", "main.py": "x = 1\n"}
+    answer = (
+        "./lib/data.py\n```diff\n@@ -1,2 +1,2 @@\n a = 1\n-b = 2\n+b = 3\n```\n"
+        "=== FILE main.py\nx = 2\n=== END\n"
+    )
+    assert apply(answer, code, Rules()) == {"lib/data.py": "a = 1\nb = 3\n", "main.py": "x = 2\n"}
+
+
 @given(codebases())
 def test_a_diff_of_ours_is_taken_back_exactly(codes: tuple[dict[str, str], dict[str, str]]) -> None:
     before, after = codes
