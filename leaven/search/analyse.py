@@ -232,15 +232,10 @@ def picture(curves: dict[str, Sequence[Epoch]], metric: str, baseline: float, pa
     """Best score so far, epoch by epoch, of one or several searches; the baseline as a dashed line.
 
     Args:
-        path: ending in ``.svg`` or ``.png``.
-
-    Raises:
-        UsageError: the packages that draw are not installed.
+        path: ending in ``.svg`` or ``.png``; needs the extra `plot`.
     """
-    try:
-        import altair as alt
-    except ImportError as error:
-        raise UsageError(f"pictures need pip install 'leaven[plot]' ({error})") from error
+    import altair as alt
+
     points = [
         {"search": name, "epoch": one.number, "best so far": one.so_far}
         for name, curve in curves.items()

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from leaven.search.analyse import (
     epochs,
     kind_of_change,
     noise_floor,
+    picture,
     settings_confirmed,
 )
 from leaven.search.archive import Archive, Attempt
@@ -352,6 +354,9 @@ def write_results(out: Path, archive: Archive, environment: Environment) -> None
         lines.append(f"| {name} | {len(some)} | {len(scores)} | {' | '.join(numbers)} |")
     lines += ["", *(f"- failed {count} times: {reason}" for reason, count in failures(found))]
     (out / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    if found.best is not None and found.baseline is not None and find_spec("vl_convert") is not None:
+        curve = epochs(found.attempts, found.metric)
+        picture({archive.fact("strategy"): curve}, found.metric.name, found.baseline, out / "progress.png")
 
 
 def by_change(attempts: list[Attempt], environment: Environment) -> dict[str, list[Attempt]]:

@@ -316,7 +316,7 @@ def _train(
     cached = model.config.use_cache  # the Trainer may turn it off and leave it so in what is saved
     checkpoints = out / "checkpoints"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)  # TRL's name for it
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)  # TRL's name for it
         trainer = _kind()(
             model=model, reward_funcs=executed, args=_arguments(config, checkpoints), processing_class=tokenizer,
             train_dataset=Dataset.from_list([{"prompt": one}]), callbacks=[_own_draws(config.seed)],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +128,8 @@ def _value(name: str, text: str, parameter: Parameter) -> Any:
     """
     wanted = PatchError(f"{name} must be {_values(parameter)}, not {text[:80]}")
     try:
-        value = ast.literal_eval(text)
+        with warnings.catch_warnings(action="ignore"):  # of what a model writes Python may think what it likes
+            value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise wanted from error
     if parameter.choices:
