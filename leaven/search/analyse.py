@@ -242,8 +242,9 @@ def picture(curves: dict[str, Sequence[Epoch]], metric: str, baseline: float, pa
         for one in curve
         if one.so_far is not None
     ]
+    most = max((one.number for curve in curves.values() for one in curve), default=0)
     axes = {
-        "x": alt.X("epoch:Q", axis=alt.Axis(format="d", tickMinStep=1)),
+        "x": alt.X("epoch:Q", axis=alt.Axis(format="d", values=list(range(most + 1)))),
         "y": alt.Y("best so far:Q", title=metric, scale=alt.Scale(zero=False)),
     }
     lines = (

@@ -128,7 +128,9 @@ def _value(name: str, text: str, parameter: Parameter) -> Any:
     """
     wanted = PatchError(f"{name} must be {_values(parameter)}, not {text[:80]}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what a model writes Python may think what it likes
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of what a model writes Python may think what it likes
             value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise wanted from error

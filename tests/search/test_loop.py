@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from searching import line_env
 
@@ -217,6 +218,41 @@ def test_kills_lose_nothing_and_change_nothing(tmp_path: Path) -> None:
         json.loads((tmp_path / "killed" / "events.jsonl").read_text().splitlines()[0])["event"]
         == "stage started"
     )
+
+
+def test_ctrl_c_ends_it_with_what_it_runs(tmp_path: Path) -> None:
+    def as_in_a_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that it is ignored
+
+    marker = f"sleep {500 + time.time_ns() % 90}.{time.time_ns() % 10**6}"
+    line_env(
+        tmp_path / "env",
+        {"train.py": POLYNOMIAL},
+        DISTANCE,
+        run=f"python train.py; test $SEED != 2 || {marker}",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "leaven.cli",
+        "search",
+        str(tmp_path / "env"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)
+    deadline = time.monotonic() + 60
+    while not running(marker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running(marker), "it has begun"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "run the same command again" in errors and "Traceback" not in errors
+    assert not running(marker)
+
+
+def running(marker: str) -> bool:
+    return any(" ".join(one.info["cmdline"] or ()) == marker for one in psutil.process_iter(["cmdline"]))
 
 
 def ended(out: Path) -> int:
