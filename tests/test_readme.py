@@ -37,18 +37,29 @@ def test_its_make_targets_exist() -> None:
 def test_its_commands_are_understood(words: list[str]) -> None:
     group = typer.main.get_command(app)
     command = group.commands[words[1]]  # type: ignore[attr-defined]
-    with command.make_context(words[1], words[2:]) as context:  # raises for what it does not know
-        assert context.command.name == words[1]
+    name, rest = words[1], words[2:]
+    if hasattr(command, "commands"):  # `leaven search`
+        with command.make_context(name, []) if not rest else command.make_context(name, rest) as outer:
+            name, command, rest = command.resolve_command(outer, rest)
+    with command.make_context(name, rest) as context:  # raises for what it does not know
+        assert context.command.name == name
 
 
 def test_its_plan_is_valid() -> None:
-    plan, more, own = [block for kind, block in BLOCKS if kind == "yaml"]
+    plan, more, own, _ = [block for kind, block in BLOCKS if kind == "yaml"]
     assert resolve(yaml.safe_load(own), ROOT).file.method == "sbp"
     resolved = resolve(yaml.safe_load(plan), ROOT)
     assert [stage.name for stage in resolved.generate] == ["rephrase", "mga", "entigraph"]
     # The rest names files of the reader's, so that only its options can be checked.
     whole = validated(PlanFile, yaml.safe_load(plan) | yaml.safe_load(more), "README", ROOT)
     assert whole.mix and whole.train and whole.evaluate and whole.evaluate.sets["open"].kind == "sampled"
+
+
+def test_its_environment_is_the_one_that_new_env_writes() -> None:
+    template = ROOT / "leaven" / "search" / "template"
+    assert [block for kind, block in BLOCKS if kind == "yaml"][-1] == (template / "env.yaml").read_text()
+    (evaluation,) = [block for kind, block in BLOCKS if kind == "python" and "COPY" in block]
+    assert (template / "eval" / "evaluate.py").read_text().endswith(evaluation)
 
 
 def test_the_demo_trains_on_nothing_it_is_asked() -> None:
