@@ -301,7 +301,6 @@ def _train(
     """GRPO from the last checkpoint to the end; writes ``out/model``."""
     from datasets import Dataset
     from transformers import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     keep_memory()
     stop = model.generation_config.eos_token_id
@@ -322,11 +321,16 @@ def _train(
             train_dataset=Dataset.from_list([{"prompt": one}]), callbacks=[_own_draws(config.seed)],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=_last(checkpoints))
     model.config.use_cache = cached
     trainer.save_model(str(out / "model"))
     (out / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; the manifest says it better
+
+
+def _last(checkpoints: Path) -> str | None:
+    """The last checkpoint that was written to its end, which is the trainer's state."""
+    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda one: int(one.name.rpartition("-")[2]))) if whole else None
 
 
 def _arguments(config: Config, checkpoints: Path) -> Any:
