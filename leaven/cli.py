@@ -474,6 +474,40 @@ def search_new_env(folder: Annotated[Path, typer.Argument(help="folder to make")
     print(f"{folder}: env.yaml, code/train.py, eval/evaluate.py; try: leaven search {folder}")
 
 
+@search_app.command("reinforce")
+def search_reinforce(
+    env: Annotated[Path, typer.Argument(help="folder of an environment")],
+    checkpoint: Annotated[Path, typer.Option(help="the ideator, a local checkpoint; it is not changed")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    coder: Annotated[
+        str | None,
+        typer.Option(help="who turns ideas into patches, as NAME@URL; by default the ideator itself"),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="'name: value', e.g. 'epochs: 40', 'group: 64', 'learning_rate: 1e-6'"),
+    ] = None,
+    setting: Annotated[str | None, typer.Option(help="of the environment, e.g. gpu")] = None,
+    workers: WorkersOption = None,
+    unsafe: UnsafeOption = False,
+) -> None:
+    """Finetune an ideator with GRPO; the reward of an idea is its score when executed."""
+    from rich.console import Console
+
+    from leaven.search.folder import reinforce_ideator
+
+    config = {"checkpoint": checkpoint.resolve(), **_options(option)}
+    console = Console()
+    with _interruptible():
+        made = reinforce_ideator(
+            env, out, config, setting=setting, coder=_model(coder) if coder else None, most=workers, unsafe=unsafe,
+            console=console,
+        )  # fmt: skip
+    console.print(
+        f"finetuned: {made}; rewards by epoch: {made.parent}/rewards.jsonl", highlight=False, soft_wrap=True
+    )
+
+
 @search_app.command("confirm")
 def search_confirm(
     out: OutArgument,

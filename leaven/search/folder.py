@@ -1,4 +1,4 @@
-"""The folder of a search, and the three things one does with it: search, confirm, look.
+"""The folder of a search, and what one does with it: search, confirm, reinforce, look.
 
 OUT/search.sqlite    every attempt
 OUT/events.jsonl     what happened when
@@ -125,6 +125,47 @@ def search(
                 finally:
                     write_results(out, archive, environment)
     return archive
+
+
+def reinforce_ideator(
+    folder: Path,
+    out: Path,
+    config: dict[str, Any],
+    *,
+    setting: str | None = None,
+    coder: dict[str, Any] | None = None,
+    most: int | None = None,
+    unsafe: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Finetune an ideator by what its ideas are worth when executed; returns the folder of the new checkpoint.
+
+    Args:
+        config: as `leaven.search.reinforce.Config`.
+        coder: turns ideas into patches; None where the ideator writes patches or parameters itself.
+
+    Raises:
+        UsageError: the environment, an option, the checkpoint or the machine will not do; one line.
+        Stopped: the coder cannot go on for now.
+    """
+    from leaven.search.reinforce import Config, reinforce
+
+    options = validated(Config, config, "reinforce")
+    environment = load(folder, setting)
+    sandbox = Sandbox.find(unsafe)
+    with locked(out), closing(Archive(out / "search.sqlite")) as archive:
+        _remember(archive, folder, setting)
+        with closing(ResponseStore(out / "answers", out.name)) as store:
+            writer = _open(coder, store, "coder") if coder else None
+            reporter = Reporter(out / "events.jsonl", console or Console(quiet=True))
+            with (
+                reporter.stage(f"reinforce {environment.file.name}", writer) as progress,
+                workers(out / "work", environment, sandbox, most) as running,
+            ):
+                return reinforce(
+                    environment, options, out / "reinforce", running, archive, _implementer(environment, writer),
+                    progress.named, reporter.say,
+                )  # fmt: skip
 
 
 def _remember(archive: Archive, folder: Path, setting: str | None) -> None:
