@@ -7,10 +7,10 @@
 All three have their ideas from the embedded ideator, so that no language model and no network is needed, and differ in
 nothing but what they do with what came back. Several seeds of the search each; the figure is the best score within the
 budget, the difference is taken seed by seed, with a t interval. The best patch of all then meets the baseline on fresh
-seeds, and in the environment's setting `larger` if it has one: the best of hundreds of scores always looks good.
+seeds, as it was searched and with four times the budget: the best of hundreds of scores always looks good.
 
-    python recipes/search_strategies.py                           # an hour on two cores
-    python recipes/search_strategies.py --environment environments/grpo --budget 12 --seeds 3
+    python recipes/search_strategies.py                           # half an hour to an hour on two cores
+    python recipes/search_strategies.py --environment environments/grpo --setting '' --budget 12 --seeds 3
 """
 
 from __future__ import annotations
@@ -42,11 +42,16 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("--out", type=Path, default=Path("runs/search_strategies"), help="folder of the searches")
     add("--environment", type=Path, default=ENVIRONMENTS / "nanogpt")
-    add("--budget", type=int, default=20, help="executions of a search")
-    add("--batch", type=int, default=5, help="ideas of an epoch")
+    add("--setting", default="quick", help="of the environment; empty for none")
+    add("--budget", type=int, default=16, help="executions of a search")
+    add("--batch", type=int, default=4, help="ideas of an epoch")
     add("--seeds", type=int, default=5, help="searches of each strategy")
     add("--confirm", type=int, default=5, help="fresh seeds of the winner and the baseline")
-    add("--confirm-larger", type=int, default=2, help="the same in the setting `larger`; 0 leaves it out")
+    add(
+        "--confirm-in",
+        default="",
+        help="another setting in which they meet as well; empty for none of the settings",
+    )
     add("--workers", type=int, help="attempts at a time; default as many as the machine has room for")
     return found
 
@@ -129,7 +134,10 @@ def compare(options: argparse.Namespace, out: Path, console: Console) -> dict[st
         for name in STRATEGIES:
             place = out / f"{name}-{seed}"
             given = Options(name, options.budget, options.batch, seed, baselines=1)  # type: ignore[arg-type]
-            search(options.environment, place, given, most=options.workers, console=console).close()
+            search(
+                options.environment, place, given, setting=options.setting or None, most=options.workers,
+                console=console,
+            ).close()  # fmt: skip
             with opened(place) as archive:
                 tried = [one for one in archive.attempts() if one.epoch >= 0]
                 (first,) = archive.attempts("baseline")
@@ -150,12 +158,13 @@ def compare(options: argparse.Namespace, out: Path, console: Console) -> dict[st
     picture(curves, baseline, metric.name, out / "strategies.png")
     place = max(winners)[1]
     confirmed = {}
-    for setting, seeds in ((None, options.confirm), ("larger", options.confirm_larger)):
-        if seeds:
-            found_ = confirm_best(place, seeds=seeds, setting=setting, most=options.workers, console=console)
-            confirmed[setting or "as searched"] = vars(found_)
-            line = confirmation_line(metric, setting or "", found_)
-            console.print(f"winner ({place.name}) {line}", highlight=False, markup=False, soft_wrap=True)
+    for setting in dict.fromkeys((options.setting, options.confirm_in)):
+        met = confirm_best(
+            place, seeds=options.confirm, setting=setting, most=options.workers, console=console
+        )
+        confirmed[setting or "no setting"] = vars(met)
+        line = confirmation_line(metric, setting, met)
+        console.print(f"winner ({place.name}) {line}", highlight=False, markup=False, soft_wrap=True)
     console.print((place / "best.patch").read_text(), highlight=False, markup=False, soft_wrap=True)
     return {
         "baseline": baseline, "best": best, "curves": curves, "winner": place.name, "confirmed": confirmed,

@@ -173,7 +173,11 @@ class Environment:
     def fingerprint(self) -> str:
         """Hash of everything that decides a score, apart from the machine."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(to_json(self.file.model_dump(mode="json", exclude={"data", "eval_data", "parameters"})))
+        digest.update(
+            to_json(
+                self.file.model_dump(mode="json", exclude={"data", "eval_data", "parameters", "settings"})
+            )
+        )
         for part in (self.code, self.eval):
             for path in sorted(part):
                 text = part[path]

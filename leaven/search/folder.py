@@ -187,7 +187,7 @@ def confirm_best(
     """Run the winner of a search and the baseline on fresh seeds, maybe in another setting.
 
     Args:
-        setting: of the environment; None is the search's own.
+        setting: of the environment; None is the search's own, the empty name is none.
 
     Raises:
         UsageError: nothing was found yet, or a run fails.
@@ -198,7 +198,8 @@ def confirm_best(
         searched = load(folder, archive.fact("setting"))
         if archive.fact("fingerprint") != searched.fingerprint:
             raise UsageError(f"{out} holds a search of what {folder} was; its files were changed since")
-        environment = searched if setting is None else load(folder, setting)
+        where = archive.fact("setting") or "" if setting is None else setting
+        environment = load(folder, where or None)
         best = best_of(archive.attempts(), environment.file.metric)
         if best is None:
             raise UsageError(f"{out}: no attempt has a score, there is nothing to confirm")
@@ -207,9 +208,7 @@ def confirm_best(
 
             async def run() -> Difference:
                 with workers(out / "work", environment, sandbox, most) as running:
-                    return await confirm(
-                        environment, archive, best, running, seeds, setting or "", progress.named
-                    )
+                    return await confirm(environment, archive, best, running, seeds, where, progress.named)
 
             found = loop.run(run())
         write_results(out, archive, searched)
