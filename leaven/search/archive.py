@@ -22,6 +22,13 @@ from leaven.search.attempt import Outcome
 Kind = Literal["baseline", "fresh", "explore", "exploit", "random", "confirm", "rl"]
 Status = Literal["idea", "patched", "done", "failed"]
 
+# Facts that are hashes, and what it means that one differs.
+HASHES = {
+    "fingerprint": "its files were changed",
+    "parameters": "what may be mutated was changed",
+    "reinforce": "its checkpoint or options were others",
+}
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS attempts (
@@ -114,6 +121,31 @@ class Archive:
         """Keep a fact about the search."""
         with self._lock:
             self._file.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    def check(self, own: Mapping[str, Any]) -> None:
+        """Whether this archive can be that of a search with these facts: its own, or one without any yet.
+
+        Raises:
+            UsageError: it is another's.
+        """
+        for name, value in own.items():
+            before = self.fact(name)
+            if before is not None and before != value:
+                plain = isinstance(value, str | int) and name not in HASHES
+                said = f"{before} there, {value} now" if plain else HASHES.get(name, "it is another one")
+                raise UsageError(
+                    f"{self.path} holds another search ({name}: {said}); choose another --out, or undo the change"
+                )
+
+    def claim(self, own: Mapping[str, Any]) -> None:
+        """Make the archive that of the search with these facts.
+
+        Raises:
+            UsageError: it is another's.
+        """
+        self.check(own)
+        for name, value in own.items():
+            self.note(name, value)
 
     def add(self, ideas: Sequence[Idea], epoch: int, seeds: Sequence[int] | None = None) -> list[int]:
         """Enter ideas, all or none; returns their numbers."""

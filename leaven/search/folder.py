@@ -113,12 +113,16 @@ def search(
             with reporter.stage(f"search {environment.file.name}", thinker) as progress:
 
                 async def run() -> None:
-                    with workers(out / "work", environment, sandbox, most, ray) as running:
-                        await Search(
-                            environment, archive, ideator or _thinker(environment, thinker, options, out), running,
-                            options, implementer=_implementer(environment, writer),
-                            tell=progress.named, say=reporter.say,
-                        ).run()  # fmt: skip
+                    try:
+                        with workers(out / "work", environment, sandbox, most, ray) as running:
+                            await Search(
+                                environment, archive, ideator or _thinker(environment, thinker, options, out),
+                                running, options, implementer=_implementer(environment, writer),
+                                tell=progress.named, say=reporter.say,
+                            ).run()  # fmt: skip
+                    finally:
+                        for one in {thinker, writer} - {None}:
+                            await one.close()  # type: ignore[union-attr]
 
                 try:
                     loop.run(run())

@@ -30,6 +30,7 @@ from leaven.search.implement import Implementer
 from leaven.search.mutate import Mutations
 from leaven.search.patch import PatchError, apply
 from leaven.search.workers import Workers
+from leaven.stage import fingerprint
 
 Strategy = Literal["evolve", "best-of-n", "random"]
 Tell = Callable[[str, int, int | None], None]  # what is being done, how much of it is done, of how much
@@ -151,20 +152,16 @@ class Search:
 
     async def _begin(self) -> None:
         """Make the archive this search's, once the baseline has run with as many seeds as asked for."""
+        parameters = self._environment.file.parameters
         own = {
             "environment": self._environment.file.name, "fingerprint": self._environment.fingerprint,
             "strategy": self._options.strategy, "batch": self._options.batch, "seed": self._options.seed,
             "metric": self._metric.model_dump(),
+            "parameters": fingerprint({name: one.model_dump() for name, one in parameters.items()}),
         }  # fmt: skip
-        for name, value in own.items():
-            before = self._archive.fact(name)
-            if before is not None and before != value:
-                said = f"{before} there, {value} now" if name != "fingerprint" else "its files were changed"
-                raise UsageError(
-                    f"{self._archive.path} holds another search ({name}: {said}); choose another --out, or undo the "
-                    "change"
-                )
-        have = {one.seed for one in self._archive.attempts("baseline")}
+        self._archive.check(own)
+        entered = {one.seed: one for one in self._archive.attempts("baseline")}
+        have = [seed for seed, one in entered.items() if one.score is not None]
         missing = [seed for seed in range(self._options.baselines) if seed not in have]
         done = len(have)
 
@@ -181,11 +178,14 @@ class Search:
             return outcome
 
         outcomes = await asyncio.gather(*map(one, missing))
-        for name, value in own.items():
-            self._archive.note(name, value)
-        numbers = self._archive.add([Idea("the baseline", "baseline")] * len(missing), -1, missing)
-        for number, outcome in zip(numbers, outcomes, strict=True):
-            self._archive.ended(number, outcome)
+        self._archive.claim(own)
+        new = [seed for seed in missing if seed not in entered]  # others were entered just before a kill
+        numbers = {seed: one.number for seed, one in entered.items()}
+        numbers |= zip(
+            new, self._archive.add([Idea("the baseline", "baseline")] * len(new), -1, new), strict=True
+        )
+        for seed, outcome in zip(missing, outcomes, strict=True):
+            self._archive.ended(numbers[seed], outcome)
         if missing:
             scores = [one.score for one in self._archive.attempts("baseline") if one.score is not None]
             self._say(f"baseline: {self._metric.name} {', '.join(f'{score:.6g}' for score in scores)}")

@@ -38,8 +38,15 @@ from leaven.search.implement import Implementer
 from leaven.search.loop import Tell
 from leaven.search.reward import Completion, Group, prompt, reward
 from leaven.search.workers import Workers
-from leaven.stage import Stage
-from leaven.train.fit import check_folder, keep_memory, load_checkpoint, processes, require_packages
+from leaven.stage import Stage, fingerprint
+from leaven.train.fit import (
+    check_folder,
+    keep_memory,
+    last_checkpoint,
+    load_checkpoint,
+    processes,
+    require_packages,
+)
 
 PART = 4  # the first and the last such part of all epochs are compared in `verdict`
 
@@ -204,33 +211,21 @@ def _stage(environment: Environment, config: Config, out: Path, implementer: Imp
     """Everything that decides the result but the number of epochs, which may be raised."""
     own = config.model_dump(mode="json", exclude={"checkpoint", "epochs"})
     writer = implementer and [implementer.model.name, implementer.samples, implementer.revisions]
-    inputs = {"environment": environment.fingerprint, "checkpoint": weights_hash(config.checkpoint)}
+    inputs = {
+        "environment": environment.fingerprint,
+        "prompt": fingerprint(prompt(environment, implementer is not None)),  # tells the parameters, too
+        "checkpoint": weights_hash(config.checkpoint),
+    }
     return Stage(out, {"reinforce": own, "implementer": writer}, inputs)
 
 
 def _claim(archive: Archive, environment: Environment, config: Config, stage: Stage) -> None:
-    """Make the archive this run's. The facts are those that a search notes, so that neither takes the other's.
-
-    Raises:
-        UsageError: it is another's.
-    """
-    own = {
+    """Make the archive this run's. The facts are those that a search notes, so that neither takes the other's."""
+    archive.claim({
         "environment": environment.file.name, "fingerprint": environment.fingerprint, "strategy": "reinforce",
         "batch": config.group, "seed": config.seed, "metric": environment.file.metric.model_dump(),
         "reinforce": stage.fingerprint,
-    }  # fmt: skip
-    for name, value in own.items():
-        before = archive.fact(name)
-        if before is not None and before != value:
-            hashes = name in ("fingerprint", "reinforce")
-            said = (
-                "its files, checkpoint or options were others" if hashes else f"{before} there, {value} now"
-            )
-            raise UsageError(
-                f"{archive.path} holds another search ({name}: {said}); choose another --out, or undo the change"
-            )
-    for name, value in own.items():
-        archive.note(name, value)
+    })  # fmt: skip
 
 
 def _tokenizer(config: Config) -> Any:
@@ -321,16 +316,10 @@ def _train(
             train_dataset=Dataset.from_list([{"prompt": one}]), callbacks=[_own_draws(config.seed)],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last(checkpoints))
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     model.config.use_cache = cached
     trainer.save_model(str(out / "model"))
     (out / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; the manifest says it better
-
-
-def _last(checkpoints: Path) -> str | None:
-    """The last checkpoint that was written to its end, which is the trainer's state."""
-    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda one: int(one.name.rpartition("-")[2]))) if whole else None
 
 
 def _arguments(config: Config, checkpoints: Path) -> Any:

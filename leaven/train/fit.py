@@ -150,6 +150,12 @@ def check_folder(stage: Stage, other_data: str) -> None:
         )
 
 
+def last_checkpoint(checkpoints: Path) -> str | None:
+    """The last checkpoint that was written to its end, which is the trainer's state."""
+    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda one: int(one.name.rpartition("-")[2]))) if whole else None
+
+
 def fit(
     kind: type[Any],
     settings: type[Any],
@@ -179,7 +185,6 @@ def fit(
     """
     import torch
     from transformers import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     keep_memory()
     check_processes(len(data), options)
@@ -208,8 +213,7 @@ def fit(
         model=model, args=chosen, train_dataset=data, eval_dataset=validation, callbacks=[log]
     )
     trainer.remove_callback(PrinterCallback)  # our own progress shows what it would print at every step
-    last = get_last_checkpoint(checkpoints) if os.path.isdir(checkpoints) else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(checkpoints)))
     model.config.use_cache = cached
     trainer.save_model(str(folder / "model"))  # whole, also where every process holds a part of it
     if processes()[0]:
