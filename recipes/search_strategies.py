@@ -1,7 +1,7 @@
 """Does a search that learns from what it runs find more than luck does, with the same number of executions?
 
     evolve      algorithm 1 of paper 003 (chapter 4): variants of what beat the baseline, and what is unlike all tried
-    best-of-n   one to three parameters of the baseline changed, again and again, knowing nothing of what came of it
+    best-of-n   some parameters of the baseline drawn anew, again and again, knowing nothing of what came of it
     random      every parameter drawn anew
 
 All three have their ideas from the embedded ideator, so that no language model and no network is needed, and differ in

@@ -3,8 +3,9 @@
 Every idea is a real patch of the code, applied, run and judged like any other, so that a search goes from end to end
 with nothing but a processor; and it is the control for ideators that think.
 
-    fresh     one to three parameters of the baseline, drawn anew
-    explore   the same, but of many such draws the one furthest from all that was tried
+    fresh     some parameters of the baseline drawn anew; how large a part of them is drawn, too, from one to all
+    explore   the same, but of a few such draws the one furthest from all that was tried (of many it would always be a
+              corner of the space)
     exploit   two attempts that beat the baseline, the better the likelier: each parameter from one of them, and one
               parameter then moved a little
     random    every parameter drawn anew
@@ -25,7 +26,8 @@ from leaven.search.patch import as_diff
 
 Values = dict[str, Any]
 
-DRAWS = 32  # candidates of an explored idea; tries to find one that was not tried before
+TRIES = 32  # to find an idea that was not tried before
+CANDIDATES = 4  # for an explored idea
 STEP = 0.15  # standard deviation of a small move, of a number's range
 DIGITS = 3
 
@@ -69,7 +71,7 @@ class Mutations:
         said = set(avoid)
         found: list[Idea] = []
         for _ in range(count):
-            for _ in range(DRAWS):
+            for _ in range(TRIES):
                 values, parents = self._draw(kind, draw, shown, tried)
                 idea = self._idea(values, kind, parents)
                 if _key(values) not in taken and idea.text not in said:
@@ -88,13 +90,13 @@ class Mutations:
         if kind == "exploit":
             return self._combined(draw, shown)
         if kind == "explore":
-            candidates = [self._few(draw) for _ in range(DRAWS)]
+            candidates = [self._some(draw) for _ in range(CANDIDATES)]
             return max(candidates, key=lambda one: min(self._distance(one, other) for other in tried)), ()
-        return self._few(draw), ()
+        return self._some(draw), ()
 
-    def _few(self, draw: np.random.Generator) -> Values:
-        """The baseline with one to three parameters drawn anew."""
-        number = int(draw.integers(1, min(3, len(self._parameters)) + 1))
+    def _some(self, draw: np.random.Generator) -> Values:
+        """The baseline with some parameters drawn anew: a step to a neighbour is as likely as a jump across."""
+        number = int(draw.integers(1, len(self._parameters) + 1))
         names = draw.choice(sorted(self._parameters), number, replace=False)
         return self._start | {str(name): self._any(str(name), draw) for name in names}
 
