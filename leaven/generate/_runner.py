@@ -66,11 +66,18 @@ class Job:
         return {
             "method": self.method.name,
             "options": self.config.model_dump(mode="json"),
+            "files": {
+                name: _hash(path) for name, path in self.config if isinstance(path, Path) and path.is_file()
+            },
             "steps": {name: step.model_dump(mode="json") for name, step in self.steps.items()},
             "chunk_tokens": self.chunk_tokens,
             "model": identity,
-            "code": hashlib.blake2b(self.method.source.read_bytes(), digest_size=8).hexdigest(),
+            "code": _hash(self.method.source),
         }
+
+
+def _hash(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 async def generate(

@@ -164,20 +164,25 @@ def subsets(entities: list[str], size: int, number: int | Literal["all"], seed: 
 def groups_of(entities: list[str], document: Document, config: Config) -> list[Group]:
     """The subsets to ask for, in order: pairs, triples, larger ones; or the user's own list."""
     if config.groups is not None:
-        return _listed(config.groups).get(document.id, [])
+        return _listed(config.groups, _version(config.groups)).get(document.id, [])
     chosen = list(subsets(entities, 2, config.pairs, f"{config.seed} {document.id} 2"))
     for size, number in ((3, config.triples), *sorted(config.larger.items())):
         chosen += subsets(entities, size, number, f"{config.seed} {document.id} {size}")
     return chosen
 
 
-@lru_cache(maxsize=4)
-def _listed(path: Path) -> dict[str, list[Group]]:
-    found: dict[str, list[Group]] = {}
+def _version(path: Path) -> int:
+    """Changes with the file."""
     try:
-        lines = path.read_bytes().strip().split(b"\n")
+        return path.stat().st_mtime_ns
     except OSError as error:
         raise UsageError(f"entigraph groups {path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=4)
+def _listed(path: Path, version: int) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = {}
+    lines = path.read_bytes().strip().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -43,7 +43,7 @@ from leaven.search.analyse import (
 from leaven.search.archive import Archive, Attempt
 from leaven.search.environment import Environment, Metric, load
 from leaven.search.implement import Implementer
-from leaven.search.loop import Ideator, Options, Search
+from leaven.search.loop import SEED, Ideator, Options, Search
 from leaven.search.mutate import Mutations
 from leaven.search.patch import PatchError, apply
 from leaven.search.sandbox import Sandbox
@@ -268,8 +268,9 @@ class Summary:
 
     @property
     def baseline(self) -> float | None:
-        """Mean score of the baseline's runs."""
-        return sum(self.baselines) / len(self.baselines) if self.baselines else None
+        """Score of the baseline with the seed of the attempts."""
+        scores = [one.score for one in self.attempts if one.kind == "baseline" and one.seed == SEED]
+        return scores[0] if scores else None
 
     @property
     def verdict(self) -> str:

@@ -37,6 +37,7 @@ Tell = Callable[[str, int, int | None], None]  # what is being done, how much of
 
 FIRST_SHARE, SHARE_STEP, EPOCHS_A_STEP, MOST_SHARE = 0.5, 0.1, 2, 0.8
 BASELINES = 3
+SEED = 0  # of every attempt, so that they differ by their patches alone
 
 
 class Ideator(Protocol):
@@ -192,8 +193,10 @@ class Search:
 
     @property
     def _beta(self) -> float:
-        scores = [one.score for one in self._archive.attempts("baseline") if one.score is not None]
-        return sum(scores) / len(scores)
+        """Score of the baseline with the seed that all attempts have: the fairest to compare with."""
+        (score,) = (one.score for one in self._archive.attempts("baseline") if one.seed == SEED)
+        assert score is not None
+        return score
 
     async def _ideas(self, epoch: int) -> list[Idea]:
         tried = [one for one in self._archive.attempts() if one.kind != "baseline"]
@@ -228,7 +231,7 @@ class Search:
             except PatchError as error:
                 self._archive.failed(attempt.number, f"patch: {' '.join(str(error).split())}")
             else:
-                self._archive.ended(attempt.number, await self._workers.value(self._environment, code, 0))
+                self._archive.ended(attempt.number, await self._workers.value(self._environment, code, SEED))
         self._show()
 
     def _show(self) -> None:

@@ -87,6 +87,18 @@ def test_the_recorded_stories_give_a_summary_and_every_listed_group(expand: Any,
     } == listed
 
 
+def test_other_groups_in_the_same_file_are_another_stage(
+    expand: Any, groups_file: Path, tmp_path: Path
+) -> None:
+    lines = groups_file.read_text().splitlines(keepends=True)
+    groups = tmp_path / "groups.jsonl"
+    kept = []
+    for number in (len(lines), 20):
+        groups.write_text("".join(lines[:number]))
+        kept.append(expand("entigraph", groups=groups)[0]["counts"]["kept"])
+    assert kept == [136, 28], "the texts of the groups, and a summary of each of eight documents"
+
+
 def test_a_token_budget_stops_after_a_prefix_of_the_groups(expand: Any, groups_file: Path) -> None:
     manifest, folder = expand("entigraph", groups=groups_file, tokens_per_document=5000)
     tokens: dict[str, list[int]] = {}
