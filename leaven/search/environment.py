@@ -304,7 +304,7 @@ def read_parameter(code: Code, name: str, parameter: Parameter) -> Any:
 
 
 def with_parameter(code: Code, name: str, parameter: Parameter, value: Any) -> dict[str, str]:
-    """The codebase with another value of a parameter; a YAML file loses its comments.
+    """The codebase with another value of a parameter, and everything else as it was, comments too.
 
     Raises:
         UsageError: it is not there.
@@ -312,18 +312,42 @@ def with_parameter(code: Code, name: str, parameter: Parameter, value: Any) -> d
     read_parameter(code, name, parameter)
     text = code[parameter.file]
     if parameter.file.endswith((".yaml", ".yml")):
-        whole = yaml.safe_load(text)
-        inner, *keys = whole, *name.split(".")
-        for key in keys[:-1]:
-            inner = inner[key]
-        inner[keys[-1]] = list(value) if isinstance(value, tuple) else value
-        return {**code, parameter.file: yaml.safe_dump(whole, sort_keys=False, width=100)}
+        return {**code, parameter.file: _in_yaml(text, name.split("."), value)}
     node = _assignment(text, name, parameter.file).value
     lines = text.split("\n")  # as the parser counts them
     raw = lines[node.lineno - 1].encode()
     changed = raw[: node.col_offset] + repr(value).encode() + raw[node.end_col_offset :]
     lines[node.lineno - 1] = changed.decode()
     return {**code, parameter.file: "\n".join(lines)}
+
+
+def _in_yaml(text: str, keys: list[str], value: Any) -> str:
+    """The file with one value replaced where it stands; written anew where that would not read back the same."""
+    value = list(value) if isinstance(value, tuple) else value
+    node: Any = yaml.compose(text)
+    whole = yaml.safe_load(text)
+    inner = whole
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    for key in keys:
+        before, node = next((name, found) for name, found in node.value if name.value == key)
+    new = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").rstrip("\n")
+    old = text[before.end_mark.index : _end(node)]
+    changed = f"{text[: before.end_mark.index]}: {new}{text[before.end_mark.index + len(old.rstrip()) :]}"
+    try:
+        same = yaml.safe_load(changed) == whole
+    except yaml.YAMLError:
+        same = False
+    return changed if same else yaml.safe_dump(whole, sort_keys=False, width=100)
+
+
+def _end(node: Any) -> int:
+    """Where a YAML value ends; what follows a list or mapping in lines of its own is not part of it."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return int(node.end_mark.index)
 
 
 def _assignment(text: str, name: str, file: str) -> ast.Assign:

@@ -178,6 +178,7 @@ class Search:
             self._tell("baseline", done, self._options.baselines)
             return outcome
 
+        self._tell("baseline", done, self._options.baselines)
         outcomes = await asyncio.gather(*map(one, missing))
         self._archive.claim(own)
         new = [seed for seed in missing if seed not in entered]  # others were entered just before a kill

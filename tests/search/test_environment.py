@@ -130,3 +130,12 @@ def test_a_value_of_a_yaml_file_too(old: Any, new: Any) -> None:
     assert yaml.safe_load(changed["plan.yaml"]) == {"mix": {"share": new, "tokens": 5}, "seed": 0}
     with pytest.raises(UsageError, match=r"plan.yaml has no 'part'"):
         read_parameter(code, "mix.part", inner)
+
+
+def test_a_yaml_file_keeps_its_comments() -> None:
+    text = "# all\nmix:  # in parts\n  share: 0.5  # of the texts\n  styles:\n  - easy\n  - hard\n# the end\nseed: 0\n"
+    code = {"plan.yaml": text}
+    inner = Parameter(file="plan.yaml", choices=(1, 2))
+    assert with_parameter(code, "mix.share", inner, 2)["plan.yaml"] == text.replace("0.5", "2")
+    changed = with_parameter(code, "mix.styles", inner, ("easy",))["plan.yaml"]
+    assert changed == text.replace("styles:\n  - easy\n  - hard\n", "styles: [easy]\n")
