@@ -236,6 +236,7 @@ CHOICES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_choice_of_nanogpt_has_an_effect_and_answers_as_it_trains(fresh: Any, tmp_path: Path) -> None:
     """After four steps no two choices have the same loss; asked byte by byte, each model says what it says at once."""
     import torch
@@ -315,6 +316,7 @@ def test_muon_makes_matrices_nearly_orthogonal(fresh: Any) -> None:
         assert values.min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.slow
 def test_grpo_learns_by_hand(tmp_path: Path) -> None:
     """With a quarter of the budget it answers clearly more than the base."""
     copy, held = lay("grpo", tmp_path)
@@ -347,6 +349,7 @@ def test_hidden_questions_are_never_asked_in_training(fresh: Any) -> None:
         checker.rewards([question], [wrong[2]])
 
 
+@pytest.mark.slow
 def test_every_choice_of_grpo_has_an_effect(fresh: Any) -> None:
     import torch
 

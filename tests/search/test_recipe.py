@@ -251,6 +251,7 @@ def test_what_was_not_recorded_ends_the_run(
         runner.check_recorded(found)
 
 
+@pytest.mark.slow
 def test_by_hand(environment: Environment, tmp_path: Path) -> None:
     """Trains, the same weights for the same seed; the evaluation takes nothing from the copy but weights."""
     code, held = lay(environment, tmp_path)

@@ -110,6 +110,7 @@ def test_the_mean_reward_rises(environment: Environment, base: Path, tmp_path: P
     assert best is not None and 1 / best.score == bests.max()  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_breaks_change_nothing_and_epochs_can_be_added(
     environment: Environment, base: Path, tmp_path: Path
 ) -> None:
