@@ -201,7 +201,6 @@ class Sandbox:
                 line += ["--symlink", os.readlink(place), place]
             else:
                 line += ["--ro-bind-try", place, place]
-        line += ["--size", str(disk), "--tmpfs", "/tmp"]
         for device in map(str, Path("/dev").glob("nvidia*")):
             line += ["--dev-bind-try", device, device]
         line += ["--bind", str(cwd), str(cwd)] if writable else ["--ro-bind", str(cwd), str(cwd)]
