@@ -185,17 +185,9 @@ class Sandbox:
             return [*UNSHARE, *inner]
         if self.walls == "none":
             return inner if shutil.which("setpriv") is None else ["setpriv", "--pdeathsig", "KILL", *inner]
-        line = [
-            "bwrap",
-            "--unshare-all",
-            "--die-with-parent",
-            "--cap-drop",
-            "ALL",
-            "--dev",
-            "/dev",
-            "--proc",
-            "/proc",
-        ]
+        line = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"]
+        line += ["--dev", "/dev", "--proc", "/proc"]
+        line += ["--size", str(disk), "--tmpfs", "/tmp"]  # before the rest: what is shown may lie there
         for place in seen:
             if Path(place).is_symlink():
                 line += ["--symlink", os.readlink(place), place]

@@ -59,7 +59,7 @@ def test_a_program_runs_with_its_python_and_its_own_files(sandbox: Sandbox, tmp_
         """
         import os, numpy, tempfile
         open("made.txt", "w").write("x" * 100)
-        tempfile.TemporaryFile().write(b"y")
+        tempfile.TemporaryFile(dir="/tmp").write(b"y")
         print(numpy.arange(3).sum(), os.environ["SEED"])
         """,
     )  # fmt: skip
