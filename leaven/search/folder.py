@@ -285,13 +285,15 @@ class Summary:
         line = f"best attempt {self.best.number}: {scores}"
         if not self.metric.better(self.best.score, self.baseline):
             return f"{line}: no attempt beats the baseline"
+        if self.confirmations:  # which say more than the noise of single runs
+            return line
         if self.floor is None:
             return f"{line}; one run of the baseline says nothing of its noise: --baselines 3 or more"
         if abs(gain) <= self.floor:
             return f"{line}: within the noise of the baseline (one run may be {self.floor:.4g} off): no gain is shown"
-        if not self.confirmations:
-            return f"{line}: beyond the noise of the baseline ({self.floor:.4g}), but not confirmed on fresh seeds"
-        return line
+        return (
+            f"{line}: beyond the noise of the baseline ({self.floor:.4g}), but not confirmed on fresh seeds"
+        )
 
 
 def summary(archive: Archive) -> Summary:
