@@ -139,7 +139,7 @@ def compare(options: argparse.Namespace, out: Path, console: Console) -> dict[st
                 console=console,
             ).close()  # fmt: skip
             with opened(place) as archive:
-                tried = [one for one in archive.attempts() if one.epoch >= 0]
+                tried = [one for one in archive.attempts() if one.tried]
                 (first,) = archive.attempts("baseline")
             found = best_of(tried, metric)
             if found is None or found.score is None or first.score is None:
@@ -174,7 +174,7 @@ def compare(options: argparse.Namespace, out: Path, console: Console) -> dict[st
 
 def _count(place: Path) -> tuple[int, int]:
     with opened(place) as archive:
-        tried = [one for one in archive.attempts() if one.epoch >= 0]
+        tried = [one for one in archive.attempts() if one.tried]
     return len(tried), sum(one.status == "failed" for one in tried)
 
 

@@ -1,11 +1,13 @@
 """What a search found, and whether to believe it.
 
-progress       best and mean score, completion rate, epoch by epoch (paper 003, figure 4.6)
-kinds          hyper-parameters against algorithms (table 4.2), told from the patch: a patch that changes nothing but
-               literals and plain settings tunes, any other one changes what is computed
-noise floor    a single run that is nearer to the baseline than this may be the baseline
-confirmation   the winner against the baseline on fresh seeds, and in another setting, with an interval: the best of
-               many noisy scores always looks good (4.6.1 names the lack of it as the first limit of its results)
+    progress       best and mean score, completion rate, epoch by epoch (paper 003, figure 4.6)
+    kinds          hyper-parameters against algorithms (table 4.2), told from the patch: a patch that changes nothing but
+                   literals and plain settings tunes, any other one changes what is computed
+    noise floor    a single run that is nearer to the baseline than this may be the baseline
+    confirmation   the winner against the baseline on fresh seeds, and in another setting, with an interval: the best of
+                   many noisy scores always looks good (4.6.1 names the lack of it as the first limit of its results)
+
+What is run is the search's and the confirmation's; all else is arithmetic on what the archive holds.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def epochs(attempts: Sequence[Attempt], metric: Metric) -> list[Epoch]:
     """Progress of a search; attempts without an end are left out."""
     found: list[Epoch] = []
     so_far: float | None = None
-    for number in sorted({one.epoch for one in attempts if one.epoch >= 0}):
+    for number in sorted({one.epoch for one in attempts if one.tried}):
         ended = [one for one in attempts if one.epoch == number and one.status in ("done", "failed")]
         scores = [one.score for one in ended if one.score is not None]
         best = max(scores, key=metric.reward, default=None)
@@ -74,7 +76,7 @@ def epochs(attempts: Sequence[Attempt], metric: Metric) -> list[Epoch]:
 
 def best_of(attempts: Sequence[Attempt], metric: Metric) -> Attempt | None:
     """The attempt with the best score of the search itself; of equals, the first."""
-    scored = [one for one in attempts if one.score is not None and one.epoch >= 0]
+    scored = [one for one in attempts if one.score is not None and one.tried]
     return max(scored, key=lambda one: metric.reward(one.score), default=None)
 
 

@@ -82,6 +82,11 @@ class Attempt:
     created: float
     ended: float | None
 
+    @property
+    def tried(self) -> bool:
+        """Whether it belongs to the search itself, and is neither a baseline nor a confirmation."""
+        return self.epoch >= 0
+
 
 _JSON = ("parents", "settings", "facts")
 _COLUMNS = ", ".join(one.name for one in fields(Attempt))

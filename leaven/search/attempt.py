@@ -177,9 +177,13 @@ def read_score(printed: str) -> tuple[float, dict[str, Any]]:
     score = found.pop("score")
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise ValueError(f"the score must be a number, not {score!r}")
-    if not math.isfinite(score):
-        raise ValueError(f"the score is {score}")
-    return float(score), found
+    try:
+        value = float(score)
+    except OverflowError as error:  # of a whole number: whoever prints it, the search goes on
+        raise ValueError("the score is too large") from error
+    if not math.isfinite(value):
+        raise ValueError(f"the score is {value}")
+    return value, found
 
 
 def _write(folder: Path, files: Mapping[str, str | bytes], others: Mapping[str, Path]) -> None:

@@ -1,10 +1,13 @@
 """The folder of a search, and what one does with it: search, confirm, reinforce, look.
 
-OUT/search.sqlite    every attempt
-OUT/events.jsonl     what happened when
-OUT/answers/         answers of language models, never paid for twice
-OUT/best.patch       the best patch so far; `patch -p1` applies it to the environment's code
-OUT/results.md       what was found, and whether to believe it
+    OUT/search.sqlite    every attempt
+    OUT/events.jsonl     what happened when
+    OUT/answers/         answers of language models, never paid for twice
+    OUT/best.patch       the best patch so far; `patch -p1` applies it to the environment's code
+    OUT/results.md       what was found, and whether to believe it
+    OUT/progress.png     the best score so far, epoch by epoch (with the extra `plot`)
+
+Each command of `leaven search` is a function here.
 """
 
 from __future__ import annotations
@@ -335,7 +338,7 @@ def tables(found: Summary) -> list[Table]:
     top = Table(title="best attempts", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("attempt", "epoch", "kind", "score", "seconds", "idea"):
         top.add_column(column, justify="left" if column in ("kind", "idea") else "right")
-    scored = [one for one in found.attempts if one.score is not None and one.epoch >= 0]
+    scored = [one for one in found.attempts if one.score is not None and one.tried]
     for attempt in sorted(scored, key=lambda one: -found.metric.reward(one.score))[:LISTED]:
         top.add_row(
             str(attempt.number), str(attempt.epoch), attempt.kind, f"{attempt.score:.6g}", f"{attempt.seconds:.1f}",
@@ -348,7 +351,7 @@ def failures(found: Summary) -> list[tuple[str, int]]:
     """Why attempts failed, the most frequent reason first."""
     counts: dict[str, int] = {}
     for one in found.attempts:
-        if one.status == "failed":
+        if one.tried and one.status == "failed":
             counts[one.reason[:120]] = counts.get(one.reason[:120], 0) + 1
     return sorted(counts.items(), key=lambda item: -item[1])
 
@@ -410,7 +413,7 @@ def by_change(attempts: list[Attempt], environment: Environment) -> dict[str, li
     """Attempts with a patch, by what the patch changes: values or what is computed (table 4.2 of paper 003)."""
     found: dict[str, list[Attempt]] = {}
     for one in attempts:
-        if one.epoch < 0 or not one.patch or one.status not in ("done", "failed"):
+        if not one.tried or not one.patch or one.status not in ("done", "failed"):
             continue
         try:
             after = apply(one.patch, environment.code, environment.rules)

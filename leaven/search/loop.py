@@ -200,7 +200,7 @@ class Search:
         return score
 
     async def _ideas(self, epoch: int) -> list[Idea]:
-        tried = [one for one in self._archive.attempts() if one.kind != "baseline"]
+        tried = [one for one in self._archive.attempts() if one.tried]
         beta = self._beta
         winners = [one for one in tried if one.score is not None and self._metric.better(one.score, beta)]
         ideas: list[Idea] = []
@@ -236,7 +236,7 @@ class Search:
         self._show()
 
     def _show(self) -> None:
-        tried = [one for one in self._archive.attempts() if one.kind != "baseline"]
+        tried = [one for one in self._archive.attempts() if one.tried]
         ended = [one for one in tried if one.status in ("done", "failed")]
         scored = [one for one in ended if one.score is not None]
         best = max(scored, key=lambda one: self._metric.reward(one.score), default=None)

@@ -239,6 +239,7 @@ print(json.dumps({"score": int(answer.readline())}))
         ('{"score": NaN}', "the score is nan"),
         ('{"score": -Infinity}', "the score is -inf"),
         ('[{"score": 1}]', "its last line must be"),
+        ('{"score": 1' + "0" * 400 + "}", "the score is too large"),
     ],
 )
 def test_what_is_no_score_is_said(printed: str, message: str) -> None:

@@ -140,8 +140,13 @@ def test_another_search_is_not_mixed_in_and_a_larger_budget_goes_on(tmp_path: Pa
         ideator = Mutations(environment, options.get("seed", 0))
         asyncio.run(Search(environment, archive, ideator, workers, Options(**options)).run())
 
+    (number,) = archive.add([Idea("confirmation", "confirm", (0,))], -2, [1000])
+    archive.ended(number, Outcome(-1.0))  # better than any score: the baseline on a lucky seed
     again(environment, budget=12)
-    assert len(archive.attempts()) == 15 and max(workers.runs.values()) == 1
+    assert len([one for one in archive.attempts() if one.tried]) == 12 and max(workers.runs.values()) == 1
+    assert not any(number in one.parents for one in archive.attempts()), (
+        "a confirmation is nothing to go on from"
+    )
     with pytest.raises(UsageError, match=r"holds another search \(strategy: evolve there, random now\)"):
         again(environment, strategy="random", budget=12)
     other = line_env(tmp_path / "other", {"train.py": POLYNOMIAL + "#"}, DISTANCE)
