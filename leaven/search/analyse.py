@@ -1,7 +1,7 @@
 """What a search found, and whether to believe it.
 
     progress       best and mean score, completion rate, epoch by epoch (paper 003, figure 4.6)
-    kinds          hyper-parameters against algorithms (table 4.2), told from the patch: a patch that changes nothing but
+    kinds          hyper-parameters against algorithms (table 4.2), told from the patch: one that changes nothing but
                    literals and plain settings tunes, any other one changes what is computed
     noise floor    a single run that is nearer to the baseline than this may be the baseline
     confirmation   the winner against the baseline on fresh seeds, and in another setting, with an interval: the best of

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,7 +118,7 @@ def _evaluate(
     variables: Mapping[str, str],
 ) -> Finished:  # fmt: skip
     """The evaluation, with the answerer beside it where there is one."""
-    file, started = environment.file, time.monotonic()
+    file = environment.file
     limits = file.limits.model_copy(update={"seconds": file.limits.eval_seconds})
     given = {**variables, "COPY": str(copy)}
     with (place / "eval.log").open("wb") as log, (place / "eval.errors").open("wb") as errors:
@@ -127,8 +126,7 @@ def _evaluate(
             with sandbox.started(
                 file.eval, evaluation, limits, file.resources, given, stdout=log, stderr=errors, show=[copy]
             ) as judge:
-                reason = Watch({judge.pid: limits}, evaluation, log).until(judge, started + limits.seconds)
-            return _finished(judge, started, reason)
+                return Watch([judge], limits, evaluation, log).until(judge)
         ask_read, ask_write = os.pipe()
         answer_read, answer_write = os.pipe()
         ends = {ask_read, ask_write, answer_read, answer_write}
@@ -147,17 +145,10 @@ def _evaluate(
             ):  # fmt: skip
                 while ends:
                     os.close(ends.pop())  # each side must see the other end
-                both = {answerer.pid: limits, judge.pid: limits}
-                reason = Watch(both, copy, answers).until(judge, started + limits.seconds)
+                return Watch([answerer, judge], limits, copy, answers).until(judge)
         finally:
             while ends:
                 os.close(ends.pop())
-    return _finished(judge, started, reason)
-
-
-def _finished(process: subprocess.Popen[bytes], started: float, reason: str) -> Finished:
-    code = process.returncode
-    return Finished(code if code >= 0 else 128 - code, time.monotonic() - started, reason)
 
 
 def read_score(printed: str) -> tuple[float, dict[str, Any]]:
@@ -187,14 +178,11 @@ def read_score(printed: str) -> tuple[float, dict[str, Any]]:
 
 
 def _write(folder: Path, files: Mapping[str, str | bytes], others: Mapping[str, Path]) -> None:
-    for name, content in files.items():
+    contents = {**files, **{name: source.read_bytes() for name, source in others.items()}}
+    for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    for name, source in others.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(source.read_bytes())
 
 
 def _hashes(environment: Environment, copy: Path) -> dict[str, str]:

@@ -104,10 +104,6 @@ class Sandbox:
         resources: Resources,
         variables: Mapping[str, str],
         output: IO[bytes],
-        *,
-        seconds: float | None = None,
-        show: Sequence[Path] = (),
-        writable: bool = True,
     ) -> Finished:
         """Run a shell command to its end, or to its limit.
 
@@ -115,19 +111,11 @@ class Sandbox:
             cwd: its current directory, the only place it may write to.
             variables: all it finds in its environment, but for a few of the system's.
             output: open file for what it prints, errors included.
-            seconds: in place of the limit's.
-            show: more to be seen there, read-only.
-            writable: whether `cwd` is.
         """
-        started = time.monotonic()
         with self.started(
-            command, cwd, limits, resources, variables, stdout=output, stderr=subprocess.STDOUT, show=show,
-            writable=writable,
-        ) as process:  # fmt: skip
-            watched = Watch({process.pid: limits}, cwd if writable else None, output)
-            reason = watched.until(process, started + (seconds or limits.seconds))
-        code = process.returncode
-        return Finished(code if code >= 0 else 128 - code, time.monotonic() - started, reason)
+            command, cwd, limits, resources, variables, stdout=output, stderr=subprocess.STDOUT
+        ) as process:
+            return Watch([process], limits, cwd, output).until(process)
 
     @contextmanager
     def started(
@@ -143,12 +131,15 @@ class Sandbox:
         stderr: int | IO[bytes] | None = None,
         pass_fds: Sequence[int] = (),
         show: Sequence[Path] = (),
-        writable: bool = True,
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """The command as a process; killed with all it started when the block ends."""
+        """The command as a process; killed with all it started when the block ends.
+
+        Args:
+            show: more to be seen there, read-only.
+        """
         with TemporaryDirectory(prefix="leaven-root-") as root:
             process = subprocess.Popen(
-                self._line(root, command, cwd, limits, resources, variables, show, writable),
+                self._line(root, command, cwd, limits, resources, variables, show),
                 stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True,
                 env={"PATH": os.defpath + ":/usr/sbin:/sbin"} if self.walls != "none" else {"PATH": os.environ["PATH"]},
             )  # fmt: skip
@@ -166,16 +157,14 @@ class Sandbox:
 
     def _line(
         self, root: str, command: str, cwd: Path, limits: Limits, resources: Resources,
-        variables: Mapping[str, str], show: Sequence[Path], writable: bool,
+        variables: Mapping[str, str], show: Sequence[Path],
     ) -> list[str]:  # fmt: skip
         python = [sys.executable, "-I", "-S", str(JAIL)]
         seen = [*SYSTEM, *map(str, _python()), *(["/sys"] if resources.gpus else []), *map(str, show)]
-        if not writable:
-            seen.append(str(cwd))
         disk = int(limits.disk_gb * 1e9)
         spec = {
             "new_root": root if self.walls == "unshare" else None,
-            "show": seen, "write": [str(cwd)] if writable else [], "cwd": str(cwd), "disk": disk,
+            "show": seen, "write": [str(cwd)], "cwd": str(cwd), "disk": disk,
             "processes": limits.processes,
             "memory": None if resources.gpus else int(limits.memory_gb * 1e9),  # a GPU's driver reserves far more
             "variables": self._variables(cwd, resources) | dict(variables),
@@ -195,8 +184,7 @@ class Sandbox:
                 line += ["--ro-bind-try", place, place]
         for device in map(str, Path("/dev").glob("nvidia*")):
             line += ["--dev-bind-try", device, device]
-        line += ["--bind", str(cwd), str(cwd)] if writable else ["--ro-bind", str(cwd), str(cwd)]
-        return [*line, "--remount-ro", "/", "--", *inner]
+        return [*line, "--bind", str(cwd), str(cwd), "--remount-ro", "/", "--", *inner]
 
     def _variables(self, cwd: Path, resources: Resources) -> dict[str, str]:
         home = str(cwd) if self.walls == "none" else "/tmp"
@@ -219,35 +207,39 @@ def _python() -> list[Path]:
 
 
 class Watch:
-    """Looks at what running commands take together.
+    """Looks at what running commands take.
 
     Args:
-        limits: by the process to watch with all it started.
+        processes: each is watched with all it started.
+        limits: of each of them.
         copy: folder whose size is watched.
         output: open file whose size is watched.
     """
 
-    def __init__(self, limits: Mapping[int, Limits], copy: Path | None, output: IO[bytes]) -> None:
-        self._limits, self._copy, self._output = limits, copy, output
-        self._looked = time.monotonic()
+    def __init__(
+        self, processes: Sequence[subprocess.Popen[bytes]], limits: Limits, copy: Path, output: IO[bytes]
+    ) -> None:
+        self._processes, self._limits, self._copy, self._output = processes, limits, copy, output
+        self._started = self._looked = time.monotonic()
 
-    def until(self, process: subprocess.Popen[bytes], deadline: float) -> str:
-        """Wait for the process to end; the reason if something took too much first."""
-        while True:
+    def until(self, process: subprocess.Popen[bytes]) -> Finished:
+        """Wait for the process to end, or for something to have taken too much; then it is killed."""
+        reason = None
+        while reason is None:
             try:
                 process.wait(POLL_SECONDS)
-                return self._too_large() or ""
+                reason = self._too_large() or ""
             except subprocess.TimeoutExpired:
-                pass
-            if time.monotonic() > deadline:
-                return "the time limit"
-            reason = self._too_much()
-            if reason:
-                return reason
+                late = time.monotonic() > self._started + self._limits.seconds
+                reason = "the time limit" if late else self._too_much()
+        kill(process)
+        code = process.returncode
+        return Finished(code if code >= 0 else 128 - code, time.monotonic() - self._started, reason)
 
     def _too_much(self) -> str | None:
-        for pid, limits in self._limits.items():
-            memory, processes = taken(pid)
+        limits = self._limits
+        for process in self._processes:
+            memory, processes = taken(process.pid)
             if memory > limits.memory_gb * 1e9:
                 return f"the memory limit of {limits.memory_gb:g} GB"
             if processes > limits.processes:
@@ -258,15 +250,13 @@ class Watch:
         return None
 
     def _too_large(self) -> str | None:
-        limits = next(iter(self._limits.values()))
-        most = min(MOST_OUTPUT, int(limits.disk_gb * 1e9))
+        room = self._limits.disk_gb * 1e9
+        most = min(MOST_OUTPUT, int(room))
         if os.fstat(self._output.fileno()).st_size >= most:
             return f"the limit of {most / 1e6:g} MB of printed text"
-        if self._copy is None:
-            return None
         size, files = occupied(self._copy)
-        if size > limits.disk_gb * 1e9:
-            return f"the disk limit of {limits.disk_gb:g} GB"
+        if size > room:
+            return f"the disk limit of {self._limits.disk_gb:g} GB"
         return f"the limit of {MOST_FILES:,} files" if files > MOST_FILES else None
 
 

@@ -177,7 +177,7 @@ def test_a_patched_program_can_be_asked_and_is_not_believed(
     tmp_path: Path, sandbox: Sandbox, answers: str, score: float | None, reason: str | None
 ) -> None:
     environment = line_env(
-        tmp_path / "env", {"answer_here.py": answers}, TALK, answer="python answer_here.py",
+        tmp_path / "env", {"answer.py": answers}, TALK, answer="python answer.py",
         limits={"eval_seconds": 4, "memory_gb": 0.5},
     )  # fmt: skip
     found = value(environment, environment.code, sandbox, tmp_path / "place")
@@ -189,7 +189,7 @@ def test_a_patched_program_can_be_asked_and_is_not_believed(
     left = [
         one
         for one in psutil.process_iter(["cmdline"])
-        if "answer_here.py" in " ".join(one.info["cmdline"] or ())
+        if str(tmp_path) in " ".join(one.info["cmdline"] or ())
     ]
     assert not left
 
