@@ -46,11 +46,11 @@ from leaven.search.analyse import (
 from leaven.search.archive import Archive, Attempt
 from leaven.search.environment import Environment, Metric, load
 from leaven.search.implement import Implementer
-from leaven.search.loop import SEED, Ideator, Options, Search
+from leaven.search.loop import Ideator, Options, Search
 from leaven.search.mutate import Mutations
 from leaven.search.patch import PatchError, apply
 from leaven.search.sandbox import Sandbox
-from leaven.search.workers import workers
+from leaven.search.workers import SEED, workers
 from leaven.stage import locked
 
 TEMPLATE = Path(__file__).with_name("template")

@@ -28,8 +28,7 @@ from leaven.search.attempt import Outcome
 from leaven.search.environment import Environment
 from leaven.search.implement import Implementer
 from leaven.search.mutate import Mutations
-from leaven.search.patch import PatchError, apply
-from leaven.search.workers import Workers
+from leaven.search.workers import SEED, Workers, execute
 from leaven.stage import fingerprint
 
 Strategy = Literal["evolve", "best-of-n", "random"]
@@ -37,7 +36,6 @@ Tell = Callable[[str, int, int | None], None]  # what is being done, how much of
 
 FIRST_SHARE, SHARE_STEP, EPOCHS_A_STEP, MOST_SHARE = 0.5, 0.1, 2, 0.8
 BASELINES = 3
-SEED = 0  # of every attempt, so that they differ by their patches alone
 
 
 class Ideator(Protocol):
@@ -122,12 +120,8 @@ class Search:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         options.check()
-        self._environment, self._archive, self._ideator, self._workers = (
-            environment,
-            archive,
-            ideator,
-            workers,
-        )
+        self._environment, self._archive = environment, archive
+        self._ideator, self._workers = ideator, workers
         self._options, self._implementer, self._tell, self._say = options, implementer, tell, say
         self._metric = environment.file.metric
         self._random = Mutations(environment, options.seed) if options.strategy == "random" else None
@@ -227,12 +221,7 @@ class Search:
             self._archive.patched(attempt.number, done.patch, done.log)
             patch = done.patch or ""
         if patch:
-            try:
-                code = apply(patch, self._environment.code, self._environment.rules)
-            except PatchError as error:
-                self._archive.failed(attempt.number, f"patch: {' '.join(str(error).split())}")
-            else:
-                self._archive.ended(attempt.number, await self._workers.value(self._environment, code, SEED))
+            self._archive.ended(attempt.number, await execute(self._workers, self._environment, patch))
         self._show()
 
     def _show(self) -> None:

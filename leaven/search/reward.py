@@ -24,7 +24,7 @@ from leaven.search.environment import Environment, Metric, Parameter, read_param
 from leaven.search.implement import Implementer
 from leaven.search.loop import Tell
 from leaven.search.patch import PatchError, apply, as_diff, without_thoughts
-from leaven.search.workers import Workers
+from leaven.search.workers import Workers, execute
 
 MOST = 1e18  # of a reward: its square must be a number in float32
 
@@ -245,12 +245,7 @@ class Group:
                 first, outcome = self._known[patch]
                 return replace(outcome, log=f"not run again: attempt {first} has the same patch",
                                run_seconds=0.0, eval_seconds=0.0, seconds=0.0)  # fmt: skip
-            try:
-                code = apply(patch, self._environment.code, self._environment.rules)
-            except PatchError as error:
-                outcome = Outcome(None, f"patch: {' '.join(str(error).split())}")
-            else:
-                outcome = await self._workers.value(self._environment, code, 0)
+            outcome = await execute(self._workers, self._environment, patch)
             self._known[patch] = number, outcome
             return outcome
 

@@ -20,7 +20,10 @@ from typing import Any, Protocol
 from leaven.errors import UsageError
 from leaven.search.attempt import Outcome, value
 from leaven.search.environment import Code, Environment
+from leaven.search.patch import PatchError, apply
 from leaven.search.sandbox import Sandbox
+
+SEED = 0  # of every attempt, so that attempts differ by their patches alone
 
 
 class Workers(Protocol):
@@ -32,6 +35,15 @@ class Workers(Protocol):
 
     async def value(self, environment: Environment, code: Code, seed: int) -> Outcome:
         """Run and evaluate a codebase as soon as there is room."""
+
+
+async def execute(workers: Workers, environment: Environment, patch: str) -> Outcome:
+    """What a patch of the baseline is worth; one that does not apply has failed."""
+    try:
+        code = apply(patch, environment.code, environment.rules)
+    except PatchError as error:
+        return Outcome(None, f"patch: {' '.join(str(error).split())}")
+    return await workers.value(environment, code, SEED)
 
 
 class Local:
